@@ -1,0 +1,262 @@
+"""Every flag of a run, in one frozen record, and the presets that fill what the user left out.
+
+``Config`` holds *resolved* values only.  ``resolve(level_name, preset)`` gives the family's
+preset with actors, groups and threads taken from the cores; the command line overlays the
+user's flags on it, and the run's ``config.json`` records the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from asyncagent.errors import ConfigError
+
+Preset = Literal["paper", "workstation"]
+PRESETS: tuple[Preset, ...] = ("paper", "workstation")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. Counts are counts, ``_s`` is seconds, ``_ms`` milliseconds."""
+
+    # The run.
+    level_name: str = "atari_breakout"
+    """What to learn: atari_<game>, catch, cartpole or memory."""
+    preset: Preset = "paper"
+    """Where flags left out come from: the paper's values (made for days and 200 M frames) or
+    workstation (made for an hour)."""
+    logdir: str = "logdir"
+    """Folder of checkpoints, metrics and TensorBoard files; a run found there is resumed."""
+    seed: int = 1
+    """Seeds environments, action sampling and initial weights."""
+    total_environment_frames: int = 200_000_000
+    """Stop after learning from this many frames (agent steps x action repeats)."""
+
+    # Environments.
+    num_actors: int = 64
+    """Number of environments, in all groups together."""
+    num_groups: int = 4
+    """Groups the environments are split into; while one group's actions are computed the others
+    step. Must divide num_actors."""
+    num_action_repeats: int = 4
+    """Frames each action is held for."""
+    atari_backend: Literal["envpool", "ale"] = "envpool"
+    """Which library steps Atari games."""
+    atari_protocol: Literal["impala2018", "machado2018"] = "impala2018"
+    """impala2018: life loss ends the training episode, minimal actions, up to 30 no-ops, no
+    sticky actions. machado2018: sticky actions 0.25, all 18 actions, whole games."""
+
+    # Learning.
+    unroll_length: int = 20
+    """Agent steps per unroll, T."""
+    batch_size: int = 32
+    """Unrolls per update, B."""
+    discounting: float = 0.99
+    """Discount factor per agent step, in [0, 1]."""
+    reward_clipping: Literal["abs_one", "soft_asymmetric", "none"] = "abs_one"
+    """abs_one: clip to [-1, 1]. soft_asymmetric: 5 tanh(r/5), times 0.3 where r < 0."""
+    bootstrap_truncated: bool = False
+    """Bootstrap from the value of an episode's last observation when a time limit cut it off."""
+    entropy_cost: float = 0.01
+    """Weight of the entropy bonus."""
+    baseline_cost: float = 0.5
+    """Weight of the value loss."""
+    clip_rho_threshold: float = 1.0
+    """V-trace's rho-bar: importance weights in the value targets are cut off here."""
+    clip_pg_rho_threshold: float = 1.0
+    """Importance weights of the policy gradient are cut off here."""
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    """rmsprop is TensorFlow's: epsilon inside the square root, accumulator starting at one."""
+    learning_rate: float = 6e-4
+    """Initial learning rate; falls linearly to 0 over total_environment_frames."""
+    decay: float = 0.99
+    """RMSProp: decay of the running mean of squared gradients (Adam: beta2)."""
+    momentum: float = 0.0
+    """RMSProp: momentum (Adam: beta1)."""
+    epsilon: float = 0.01
+    """RMSProp: added to the mean square inside the root (Adam: to the root)."""
+    max_grad_norm: float = 40.0
+    """Cut the gradient's global norm off here; 0 leaves it alone."""
+
+    # Network.
+    net: str = "shallow"
+    """shallow, deep, ancestor, mlp, or module:callable (see the documentation of nets)."""
+    use_lstm: bool = False
+    """Put an LSTM between the network's body and its heads."""
+
+    # Machine.
+    device: str = "auto"
+    """Where to infer and learn: auto (cuda if there is one), cpu, cuda or cuda:N."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of convolutions and matrix products; auto: bfloat16 where it is fast."""
+    env_threads: int = 2
+    """Threads that step the environments of one group."""
+    inference_threads: int = 1
+    """CPU threads of the inference thread's operators."""
+    learner_threads: int = 1
+    """CPU threads of the learner thread's operators."""
+    inference_timeout_ms: float = 100.0
+    """Longest time a request waits for others to fill its batch."""
+
+    # Reports.
+    checkpoint_interval_s: float = 600.0
+    """Seconds between checkpoints (one is also written at the end and at the first Ctrl-C)."""
+    summary_interval_s: float = 30.0
+    """Seconds between TensorBoard summaries."""
+    report_interval_s: float = 5.0
+    """Seconds between lines of metrics.jsonl and of the plain log."""
+
+    def __post_init__(self) -> None:
+        for field in ("total_environment_frames", "num_actors", "num_groups", "unroll_length"):
+            self._check(field, getattr(self, field) >= 1, ">= 1")
+        for field in ("num_action_repeats", "batch_size", "env_threads"):
+            self._check(field, getattr(self, field) >= 1, ">= 1")
+        for field in ("inference_threads", "learner_threads"):
+            self._check(field, getattr(self, field) >= 1, ">= 1")
+        for field in ("entropy_cost", "baseline_cost", "max_grad_norm", "inference_timeout_ms"):
+            value = getattr(self, field)
+            self._check(field, value >= 0 and math.isfinite(value), ">= 0 and finite")
+        for field in ("learning_rate", "epsilon", "clip_rho_threshold", "clip_pg_rho_threshold"):
+            value = getattr(self, field)
+            self._check(field, value > 0 and math.isfinite(value), "> 0 and finite")
+        for field in ("checkpoint_interval_s", "summary_interval_s", "report_interval_s"):
+            value = getattr(self, field)
+            self._check(field, value > 0 and math.isfinite(value), "> 0 and finite")
+        for field in ("discounting", "decay"):
+            self._check(field, 0 <= getattr(self, field) <= 1, "in [0, 1]")
+        self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
+        self._check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
+        self._check(
+            "num_groups",
+            self.num_actors % self.num_groups == 0,
+            f"a divisor of num_actors={self.num_actors}: groups are of equal size",
+        )
+        self._check("level_name", bool(self.level_name), "not empty")
+        self._check("logdir", bool(self.logdir), "not empty")
+        for field in dataclasses.fields(self):
+            choices = _choices(field.name)
+            if choices:
+                value = getattr(self, field.name)
+                self._check(field.name, value in choices, f"one of {', '.join(choices)}")
+
+    def _check(self, field: str, good: bool, bound: str) -> None:
+        if not good:
+            raise ConfigError(f"{field}={getattr(self, field)!r} must be {bound}")
+
+    @property
+    def group_size(self) -> int:
+        """Environments per group, E."""
+        return self.num_actors // self.num_groups
+
+    def to_json(self) -> str:
+        """The resolved configuration as an indented JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, origin: str | Path) -> Config:
+        """Read what ``to_json`` wrote; ConfigError names ``origin`` and what is wrong with it."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{origin}: not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{origin}: expected a JSON object")
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise ConfigError(f"{origin}: unknown flags {', '.join(unknown)}")
+        for name, value in values.items():
+            default = known[name].default
+            wanted: tuple[type, ...] = (type(default),)
+            if isinstance(default, float):
+                wanted = (float, int)
+            if not isinstance(value, wanted) or (isinstance(value, bool) != (bool in wanted)):
+                raise ConfigError(
+                    f"{origin}: {name}={value!r} must be of type {type(default).__name__}"
+                )
+        return cls(**values)
+
+
+def _choices(field: str) -> tuple[str, ...]:
+    return _LITERALS.get(field, ())
+
+
+_LITERALS: dict[str, tuple[str, ...]] = {
+    "preset": PRESETS,
+    "atari_backend": ("envpool", "ale"),
+    "atari_protocol": ("impala2018", "machado2018"),
+    "reward_clipping": ("abs_one", "soft_asymmetric", "none"),
+    "optimizer": ("rmsprop", "adam"),
+    "precision": ("auto", "bfloat16", "float32"),
+}
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+# Each family's values; what a family does not name is Config's own default (Atari, the paper).
+_WORKSTATION: dict[str, Any] = {
+    "total_environment_frames": 20_000_000,
+    "batch_size": 4,
+    "unroll_length": 32,
+    "optimizer": "adam",
+    "learning_rate": 5e-4,
+    "decay": 0.999,
+    "momentum": 0.9,
+    "epsilon": 1e-5,
+}
+_SMALL: dict[str, Any] = {
+    "num_action_repeats": 1,
+    "net": "mlp",
+    "total_environment_frames": 500_000,
+    "batch_size": 16,
+    "unroll_length": 20,
+    "optimizer": "adam",
+    "learning_rate": 1e-3,
+    "decay": 0.999,
+    "momentum": 0.9,
+    "epsilon": 1e-5,
+    "precision": "float32",
+}
+
+
+def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, Any]:
+    """Flag values of ``preset`` for the family of ``level_name`` on ``num_cores`` cores."""
+    values: dict[str, Any] = {"level_name": level_name, "preset": preset}
+    values["logdir"] = f"logdir/{level_name}"
+    groups = max(4, num_cores)
+    values["num_groups"] = groups
+    values["num_actors"] = 16 * groups
+    values["env_threads"] = max(1, num_cores // 2)
+    values["learner_threads"] = max(1, num_cores // 4)
+    values["inference_threads"] = max(1, num_cores // 8)
+    if not level_name.startswith("atari_"):
+        values.update(_SMALL, num_groups=2, num_actors=32)
+    elif preset == "workstation":
+        values.update(_WORKSTATION, num_actors=8 * groups)
+    return values
+
+
+def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
+    """The preset of the level's family, overlaid with ``flags``; ConfigError if one is impossible.
+
+    A ``num_actors`` given without ``num_groups`` is split into as many groups as the preset has,
+    or the next smaller number that divides it.
+    """
+    values = preset_values(level_name, preset, cores()) | flags
+    if "num_actors" in flags and "num_groups" not in flags and values["num_actors"] >= 1:
+        values["num_groups"] = split_groups(values["num_actors"], values["num_groups"])
+    return Config(**values)
+
+
+def split_groups(num_actors: int, wanted: int) -> int:
+    """The largest number of equal groups, at most ``wanted``, that ``num_actors`` splits into."""
+    return max(n for n in range(1, min(wanted, num_actors) + 1) if num_actors % n == 0)

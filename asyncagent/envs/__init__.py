@@ -1,0 +1,1 @@
+"""Environment families: a level name gives an EnvGroup. Nothing here imports torch."""

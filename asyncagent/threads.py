@@ -1,0 +1,87 @@
+"""Named daemon threads that the event loop awaits.
+
+A blocking call (an engine's ``recv``, a forward pass, an optimiser step) runs on a thread named
+for it.  Unlike ``concurrent.futures``, these threads are daemons: a call that never returns
+(envpool's ``recv`` has no timeout) cannot keep a dying program alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+
+class NamedThread:
+    """One daemon thread that runs calls in the order in which they were submitted."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Run ``call()`` on the thread; it must not raise. RuntimeError once closed."""
+        if self._closed:
+            raise RuntimeError(f"thread {self.name!r} is closed")
+        self._calls.put(call)
+
+    def run(self, function: Callable[..., R], *args: Any) -> asyncio.Future[R]:
+        """Future of ``function(*args)`` computed on the thread; exceptions come out of the future.
+
+        Cancelling the future does not stop a call that has begun; its result is dropped.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+
+        def call() -> None:
+            try:
+                result = function(*args)
+            except BaseException as error:
+                _wake(loop, _fail, future, error)
+            else:
+                _wake(loop, _answer, future, result)
+
+        self.submit(call)
+        return future
+
+    def close(self) -> None:
+        """Let the thread end after the calls already submitted; harmless when repeated."""
+        if not self._closed:
+            self._closed = True
+            self._calls.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; False if it is still in a call after ``timeout_s``."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # a finished call must not keep its arrays alive until the next one
+
+
+def _wake(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        # The loop closed while the call was running: nobody is left to tell.
+        if not loop.is_closed():
+            raise
+
+
+def _answer(future: asyncio.Future[R], result: R) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
