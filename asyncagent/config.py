@@ -8,6 +8,7 @@ user's flags on it, and the run's ``config.json`` records the result.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from asyncagent.errors import ConfigError
 
 Preset = Literal["paper", "workstation"]
 PRESETS: tuple[Preset, ...] = ("paper", "workstation")
+NETS = ("shallow", "deep", "ancestor", "mlp")
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class Config:
     """CPU threads of the inference thread's operators."""
     learner_threads: int = 1
     """CPU threads of the learner thread's operators."""
+    micro_batch_rows: int = 64
+    """On a CPU, learn from about this many rows at a time so that they fit the cache, and add the
+    gradients up; 0 takes the batch whole."""
     inference_timeout_ms: float = 100.0
     """Longest time a request waits for others to fill its batch."""
 
@@ -119,6 +124,7 @@ class Config:
             self._check(field, getattr(self, field) >= 1, ">= 1")
         for field in ("inference_threads", "learner_threads"):
             self._check(field, getattr(self, field) >= 1, ">= 1")
+        self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
         for field in ("entropy_cost", "baseline_cost", "max_grad_norm", "inference_timeout_ms"):
             value = getattr(self, field)
             self._check(field, value >= 0 and math.isfinite(value), ">= 0 and finite")
@@ -139,6 +145,11 @@ class Config:
         )
         self._check("level_name", bool(self.level_name), "not empty")
         self._check("logdir", bool(self.logdir), "not empty")
+        if ":" not in self.net and self.net not in NETS:
+            near = ", ".join(difflib.get_close_matches(self.net, NETS, 2, 0.0))
+            raise ConfigError(
+                f"net={self.net!r} is unknown: did you mean {near}? (or your own module:callable)"
+            )
         for field in dataclasses.fields(self):
             choices = _choices(field.name)
             if choices:
@@ -225,6 +236,7 @@ _SMALL: dict[str, Any] = {
     "momentum": 0.9,
     "epsilon": 1e-5,
     "precision": "float32",
+    "micro_batch_rows": 0,
 }
 
 

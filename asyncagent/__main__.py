@@ -1,0 +1,82 @@
+"""The command line: ``asyncagent <command> [flags]``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from asyncagent.errors import AsyncAgentError, CheckpointError, UsageError
+
+COMMANDS = {
+    "train": "train an agent, or resume the run found in --logdir",
+    "test": "play fresh episodes with a run's newest checkpoint",
+}
+
+_USAGE_ERROR = 2
+_FAILURE = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status: 0, 2 for what the user can put right, else 1."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else _USAGE_ERROR
+    if arguments[0] in ("-V", "--version"):
+        from asyncagent import __version__
+
+        print(f"asyncagent {__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
+        print(f"asyncagent: no command {name!r}; did you mean {near!r}?", file=sys.stderr)
+        return _USAGE_ERROR
+    try:
+        status: int = importlib.import_module(f"asyncagent.commands.{name}").main(rest)
+        return status
+    except (UsageError, CheckpointError) as error:
+        print(f"asyncagent {name}: {error}", file=sys.stderr)
+        return _USAGE_ERROR
+    except (Exception, BaseExceptionGroup) as error:
+        _report_failure(name, error)
+        return _FAILURE
+
+
+def run_and_exit() -> None:
+    """``main``, then leave at once, even where a thread is stuck in a call that never returns."""
+    try:
+        status = main()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else _FAILURE
+    except KeyboardInterrupt:
+        status = 130
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _report_failure(name: str, error: BaseException) -> None:
+    traceback.print_exception(error)
+    first = error
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    if not isinstance(first, AsyncAgentError):
+        notes = "; ".join(getattr(first, "__notes__", []))
+        where = f" ({notes})" if notes else ""
+        print(f"asyncagent {name}: {type(first).__name__}: {first}{where}", file=sys.stderr)
+
+
+def _help() -> str:
+    lines = ["usage: asyncagent <command> [flags]", "", "commands:"]
+    lines += [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    lines += ["", "asyncagent <command> --help lists a command's flags."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_and_exit()

@@ -1,0 +1,53 @@
+"""The conversation between one environment group and the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import optree
+
+from asyncagent.envs.base import EnvGroup
+from asyncagent.structs import Episode, IntArray, Nest, PolicyStep
+from asyncagent.unroll import UnrollBuffers, UnrollQueue, empty_unroll, write_action, write_row
+
+Infer = Callable[..., Awaitable[PolicyStep]]
+"""(observation, reward, last_action, first, core_state), rows [E, ...] -> PolicyStep."""
+
+
+async def act(
+    group: EnvGroup,
+    infer: Infer,
+    queue: UnrollQueue,
+    unroll_length: int,
+    initial_state: Nest,
+    on_row: Callable[[int, tuple[Episode, ...]], None],
+) -> None:
+    """Step ``group`` with the policy for ever and put an unroll on the queue every T steps.
+
+    Args:
+      initial_state: core state before the first row, nest of float32 [E, ...].
+      on_row: called with the number of environments stepped and the games that ended.
+
+    Ends by cancellation, or by EndOfUnrolls once the queue is closed.
+    """
+    buffers = UnrollBuffers(
+        lambda: empty_unroll(unroll_length, group.num_envs, group.spec, initial_state)
+    )
+    core_state = initial_state
+    last_action: IntArray = np.zeros(group.num_envs, np.int64)
+    row = await group.reset()
+    while True:
+        unroll = buffers.take()
+        optree.tree_map_(np.copyto, unroll.core_state, core_state)
+        write_row(unroll, 0, row, last_action)
+        for t in range(unroll_length):
+            choice = await infer(row.observation, row.reward, last_action, row.first, core_state)
+            write_action(unroll, t, row, choice)
+            core_state = choice.core_state
+            row = await group.step(choice.action)
+            # The engine ignored the action that was sent after an end row.
+            last_action = np.where(row.first, 0, choice.action)
+            write_row(unroll, t + 1, row, last_action)
+            on_row(group.num_envs, row.episodes)
+        await queue.put(unroll, buffers.give_back)

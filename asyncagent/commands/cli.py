@@ -1,0 +1,74 @@
+"""Flags from dataclasses, with every mistake told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from asyncagent.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def parse(
+    kind: type[C], arguments: Sequence[str], *, prog: str, description: str, default: C | None = None
+) -> C:
+    """Parse ``--flag=value`` (also ``--flag value``, ``_`` or ``-``) into dataclass ``kind``.
+
+    ``--help`` prints and exits with 0. Raises ConfigError, one line, for what does not parse.
+    """
+    check_names(arguments, [field.name for field in dataclasses.fields(kind)])  # type: ignore[arg-type]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options: dict[str, Any] = {} if default is None else {"default": default}
+            return tyro.cli(kind, prog=prog, description=description, args=arguments, **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_one_line(said.getvalue())) from None
+
+
+def check_names(arguments: Sequence[str], known: Sequence[str]) -> None:
+    """ConfigError with the nearest flags for a flag that does not exist."""
+    for argument in arguments:
+        if not argument.startswith("--") or argument == "--":
+            continue
+        name = argument[2:].split("=", 1)[0].replace("-", "_")
+        if name not in known and name.removeprefix("no_") not in known and name != "help":
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            hint = f"did you mean --{', --'.join(near)}?" if near else "--help lists the flags"
+            raise ConfigError(f"no flag --{name}: {hint}")
+
+
+def value_of(arguments: Sequence[str], name: str) -> str | None:
+    """The last value given to a flag, read before the flags are parsed."""
+    value = None
+    for position, argument in enumerate(arguments):
+        flag, equals, rest = argument.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name:
+            if equals:
+                value = rest
+            elif position + 1 < len(arguments):
+                value = arguments[position + 1]
+    return value
+
+
+def _one_line(text: str) -> str:
+    words = re.sub(r"[─-╿]", " ", text).split()
+    line = " ".join(words)
+    line = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", line)
+    return re.sub(r"\s*For full helptext,.*$", "", line) or "the flags cannot be parsed"
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(message, file=sys.stderr)

@@ -1,0 +1,103 @@
+"""``asyncagent train``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from asyncagent.commands.cli import parse, value_of
+from asyncagent.config import PRESETS, Config, split_groups, resolve
+from asyncagent.envs import check_level
+from asyncagent.errors import ConfigError, UsageError
+
+DESCRIPTION = """Train an IMPALA agent, or resume the run found in --logdir.
+
+Flags left out take the values of the run that is resumed, else those of the level's preset."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Parse the flags and train; returns the exit status."""
+    return run(configure(arguments))
+
+
+def configure(arguments: Sequence[str]) -> Config:
+    """The configuration that the flags, the run in --logdir and the preset make together."""
+    level_name = value_of(arguments, "level_name")
+    preset = value_of(arguments, "preset")
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset={preset!r} must be one of {', '.join(PRESETS)}")
+    logdir = value_of(arguments, "logdir")
+    if level_name is not None:
+        check_level(level_name)
+    level = level_name or "atari_breakout"
+    base = resolve(level, preset or "paper")  # type: ignore[arg-type]
+    before = _recorded(Path(logdir or base.logdir))
+    if before is not None and level_name in (None, before.level_name):
+        if preset is not None and preset != before.preset:
+            raise UsageError(
+                f"the run in {logdir or base.logdir} was started with --preset={before.preset}: "
+                "leave --preset out to resume it, or use another --logdir"
+            )
+        base = before
+    num_actors = value_of(arguments, "num_actors")
+    if num_actors and num_actors.isdigit() and not value_of(arguments, "num_groups"):
+        count = int(num_actors)
+        if count >= 1:
+            # Config checks that groups are equal; the flags below would be judged one by one.
+            groups = split_groups(count, base.num_groups)
+            arguments = [*arguments, f"--num_groups={groups}"]
+    return parse(
+        Config, arguments, prog="asyncagent train", description=DESCRIPTION, default=base
+    )
+
+
+def run(config: Config) -> int:
+    """Check what can be checked cheaply, train, say how it ended; returns the exit status."""
+    check_level(config.level_name)
+    _check_writable(Path(config.logdir))
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    if config.preset == "paper" and config.level_name.startswith("atari_"):
+        print("preset paper: made for 200 M frames; --preset=workstation is made for an hour")
+    print(
+        f"{config.level_name}: {config.num_actors} environments in {config.num_groups} groups, "
+        f"net {config.net}{' + LSTM' if config.use_lstm else ''}, logdir {config.logdir}"
+    )
+    from asyncagent.loop import train
+
+    result = train(config)
+    done = "done" if result.frames >= config.total_environment_frames else "stopped"
+    print(
+        f"{done}: {result.frames:,} frames, {result.updates:,} updates, mean return of the last "
+        f"games {result.episode_return_mean:.2f}, {result.time_s / 60:.1f} minutes; "
+        f"checkpoint in {config.logdir}"
+    )
+    return 0
+
+
+def _recorded(logdir: Path) -> Config | None:
+    path = logdir / "config.json"
+    try:
+        text = path.read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    import dataclasses
+
+    return dataclasses.replace(Config.from_json(text, path), logdir=str(logdir))
+
+
+def _check_writable(logdir: Path) -> None:
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=logdir):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"logdir={str(logdir)!r} cannot be written: {error.strerror}; give another --logdir"
+        ) from None
+    if not os.access(logdir, os.X_OK):
+        raise UsageError(f"logdir={str(logdir)!r} cannot be entered; give another --logdir")

@@ -1,0 +1,213 @@
+"""The learner: batches of unroll columns in, updated weights out. Belongs to one thread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor, nn
+
+from asyncagent.config import Config
+from asyncagent.losses import LossOutput, impala_loss
+from asyncagent.optim import clip_grad_norm, linear_learning_rate, make_optimizer
+from asyncagent.policy import Policy
+from asyncagent.structs import Nest, Unroll
+from asyncagent.unroll import Columns, gather_columns, split_columns
+
+
+class Schedule(NamedTuple):
+    """The learning rate falls linearly from ``rate`` at ``start`` to 0 at ``end`` (frames)."""
+
+    rate: float
+    start: int
+    end: int
+
+    def learning_rate(self, frames: int) -> float:
+        """The rate at ``frames`` frames; never negative."""
+        return linear_learning_rate(self.rate, frames - self.start, self.end - self.start)
+
+
+class LearnerStatistics(NamedTuple):
+    """Means per update since the last call of ``take_statistics``; nan before the first update."""
+
+    total_loss: float
+    policy_gradient_loss: float
+    baseline_loss: float
+    entropy_loss: float
+    grad_norm: float
+    """Before clipping."""
+    entropy: float
+    """Nats per valid row."""
+    policy_lag_mean: float
+    """Updates between acting and learning, mean over rows."""
+    policy_lag_max: int
+    rho_mean: float
+    """Mean importance weight over valid rows, before any clip."""
+    learning_rate: float
+    action_counts: np.ndarray
+    """int64 [A]: how often each action was learned from."""
+
+
+class Learner:
+    """Owns the trained network, its optimiser and the counters that drive the schedule.
+
+    A batch is cut by columns into micro-batches that fit the cache; losses are sums, so the
+    accumulated gradient is the batch's own.
+    """
+
+    def __init__(
+        self, config: Config, net: nn.Module, device: torch.device, dtype: torch.dtype,
+        policy: Policy | None = None,
+    ) -> None:  # fmt: skip
+        """``net`` is trained in place; ``policy``, where given, receives every update's weights."""
+        self.net = net.to(device)
+        self.frames = 0
+        """Frames learned from: action repeats times valid rows."""
+        self.updates = 0
+        self.schedule = Schedule(config.learning_rate, 0, config.total_environment_frames)
+        self._config = config
+        self._device = device
+        self._dtype = dtype
+        self._policy = policy
+        self._parameters = list(self.net.parameters())
+        self._optimizer = make_optimizer(config, self._parameters)
+        self._threads_set = False
+        self._reset_statistics()
+
+    def update(self, parts: list[Columns]) -> None:
+        """Learn from one batch of columns and publish the new weights."""
+        if not self._threads_set:
+            # torch keeps the operator thread count per calling thread.
+            torch.set_num_threads(self._config.learner_threads)
+            self._threads_set = True
+        learning_rate = self.schedule.learning_rate(self.frames)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(5, device=self._device)
+        for unroll in self._micro_batches(parts):
+            loss = self._loss(unroll)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            valid = torch.from_numpy(unroll.valid)
+            rhos = torch.where(valid.to(self._device), loss.log_rhos.exp(), 0.0)
+            sums += torch.stack(
+                [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos.sum()]
+            )
+            self._count(unroll)
+        grad_norm = clip_grad_norm(self._parameters, self._config.max_grad_norm)
+        self._optimizer.step()
+        self.updates += 1
+        if self._policy is not None:
+            self._policy.publish(self.updates, self.net)
+        self._sums += torch.cat([sums, grad_norm.reshape(1)])
+        self._updates_since += 1
+
+    def take_statistics(self) -> LearnerStatistics:
+        """Means since the last call; waits for the device."""
+        total, pg, baseline, entropy, rhos, grad_norm = self._sums.tolist()
+        updates = self._updates_since or math.nan
+        rows = self._rows or math.nan
+        statistics = LearnerStatistics(
+            total_loss=total / updates,
+            policy_gradient_loss=pg / updates,
+            baseline_loss=baseline / updates,
+            entropy_loss=entropy / updates,
+            grad_norm=grad_norm / updates,
+            entropy=-entropy / rows,
+            policy_lag_mean=self._lag_sum / rows,
+            policy_lag_max=self._lag_max,
+            rho_mean=rhos / rows,
+            learning_rate=self.schedule.learning_rate(self.frames),
+            action_counts=self._actions,
+        )
+        self._reset_statistics()
+        return statistics
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimiser, counters and schedule; tensors and plain numbers only."""
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "frames": self.frames,
+            "updates": self.updates,
+            "schedule": list(self.schedule),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where ``state()`` was taken.
+
+        The schedule goes on from where it was.  If this run's configuration asks for another
+        initial learning rate or another end, it is re-anchored at the present frame count.
+        """
+        self.net.load_state_dict(state["net"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.frames = int(state["frames"])
+        self.updates = int(state["updates"])
+        self.schedule = Schedule(*state["schedule"])
+        if self._policy is not None:
+            self._policy.publish(self.updates, self.net)
+
+    def reschedule(self, learning_rate: float | None, end: int) -> None:
+        """Anneal from ``learning_rate`` (None: the present one) at this frame to 0 at ``end``."""
+        rate = self.schedule.learning_rate(self.frames) if learning_rate is None else learning_rate
+        self.schedule = Schedule(rate, self.frames, end)
+
+    def _micro_batches(self, parts: list[Columns]) -> Iterator[Unroll]:
+        size = self._config.batch_size
+        if self._device.type == "cpu" and self._config.micro_batch_rows:
+            size = max(1, self._config.micro_batch_rows // (self._config.unroll_length + 1))
+        for run in split_columns(parts, size):
+            yield gather_columns(run)
+
+    def _loss(self, unroll: Unroll) -> LossOutput:
+        config = self._config
+        batch: Unroll = optree.tree_map(self._to_device, unroll)
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            output = self.net(
+                batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
+            )
+        return impala_loss(
+            output[0],
+            output[1],
+            reward=batch.reward,
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            action=batch.action,
+            behaviour_logits=batch.behaviour_logits,
+            valid=batch.valid,
+            discounting=config.discounting,
+            reward_clipping=config.reward_clipping,
+            bootstrap_truncated=config.bootstrap_truncated,
+            entropy_cost=config.entropy_cost,
+            baseline_cost=config.baseline_cost,
+            clip_rho_threshold=config.clip_rho_threshold,
+            clip_pg_rho_threshold=config.clip_pg_rho_threshold,
+        )
+
+    def _count(self, unroll: Unroll) -> None:
+        valid = unroll.valid
+        rows = int(valid.sum())
+        lag = self.updates - unroll.policy_version[valid]
+        self.frames += rows * self._config.num_action_repeats
+        self._rows += rows
+        self._lag_sum += int(lag.sum())
+        self._lag_max = max(self._lag_max, int(lag.max(initial=0)))
+        self._actions += np.bincount(
+            unroll.action[valid], minlength=unroll.behaviour_logits.shape[-1]
+        )
+
+    def _reset_statistics(self) -> None:
+        self._sums = torch.zeros(6, device=self._device)
+        self._updates_since = 0
+        self._rows = 0
+        self._lag_sum = 0
+        self._lag_max = 0
+        self._actions: Any = 0
+
+    def _to_device(self, array: Nest) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.to(self._device, non_blocking=True)

@@ -1,0 +1,326 @@
+"""What a run tells: counters, metrics.jsonl, TensorBoard, and the terminal's progress line."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from asyncagent.structs import Episode
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+EPISODE_WINDOW = 100
+"""Episode means are over the last so many games."""
+
+
+class Report(NamedTuple):
+    """One line of metrics.jsonl; means and rates are since the line before."""
+
+    time_s: float
+    """Seconds of training, all sessions of the run together."""
+    frames: int
+    """Frames learned from: action repeats times valid rows."""
+    frames_per_s: float
+    """Learned from."""
+    acted_frames_per_s: float
+    """Produced by the actors."""
+    updates: int
+    updates_per_s: float
+    learning_rate: float
+    episodes: int
+    """Games ended since this session started."""
+    episode_return_mean: float
+    """Whole games, undiscounted and unclipped; mean of the last 100."""
+    episode_frames_mean: float
+    """Frames per game; mean of the last 100."""
+    policy_lag_mean: float
+    """Updates between acting and learning."""
+    policy_lag_max: int
+    inference_batch_mean: float
+    """Rows per inference batch."""
+    queue_columns: int
+    """Unroll columns waiting for the learner."""
+    total_loss: float
+    policy_gradient_loss: float
+    baseline_loss: float
+    entropy_loss: float
+    """Negative entropy; all losses are sums over a batch."""
+    entropy: float
+    """Nats per row."""
+    grad_norm: float
+    """Before clipping."""
+    rho_mean: float
+    """Mean importance weight before clipping."""
+
+    def to_json(self) -> str:
+        """One JSON object without line breaks; what is not a number is null."""
+        values = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in self._asdict().items()
+        }
+        return json.dumps(values)
+
+
+class LearnerFigures(Protocol):
+    """What a report takes from the learner."""
+
+    total_loss: float
+    policy_gradient_loss: float
+    baseline_loss: float
+    entropy_loss: float
+    grad_norm: float
+    entropy: float
+    policy_lag_mean: float
+    policy_lag_max: int
+    rho_mean: float
+    learning_rate: float
+
+
+class Counters:
+    """Counts what actors and learner do and turns it into reports. Belongs to the loop's thread."""
+
+    def __init__(self, action_repeats: int, frames: int, updates: int, time_s: float) -> None:
+        """``frames``, ``updates`` and ``time_s`` are those of the checkpoint resumed from."""
+        self._action_repeats = action_repeats
+        self._acted_frames = 0
+        self._episodes: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
+        self._new_episodes: list[Episode] = []
+        self.num_episodes = 0
+        self._time_before_s = time_s
+        self._started_s = time.monotonic()
+        self._last = (time_s, frames, 0, updates)
+
+    def on_row(self, num_envs: int, episodes: Iterable[Episode]) -> None:
+        """Count one row of a group and the games that ended with it."""
+        self._acted_frames += num_envs * self._action_repeats
+        for episode in episodes:
+            self._episodes.append(episode)
+            self._new_episodes.append(episode)
+            self.num_episodes += 1
+
+    @property
+    def time_s(self) -> float:
+        """Seconds of training, all sessions of the run together."""
+        return self._time_before_s + time.monotonic() - self._started_s
+
+    @property
+    def episode_return_mean(self) -> float:
+        """Mean whole-game return of the last games; nan before the first."""
+        return _mean([episode.episode_return for episode in self._episodes])
+
+    def take_episodes(self) -> list[Episode]:
+        """The games that ended since the last call."""
+        episodes, self._new_episodes = self._new_episodes, []
+        return episodes
+
+    def report(
+        self, frames: int, updates: int, figures: LearnerFigures, inference_batch_mean: float,
+        queue_columns: int,
+    ) -> Report:  # fmt: skip
+        """The report since the last one; ``frames`` and ``updates`` are the learner's totals."""
+        now_s = self.time_s
+        last_s, last_frames, last_acted, last_updates = self._last
+        self._last = (now_s, frames, self._acted_frames, updates)
+        elapsed_s = max(now_s - last_s, 1e-9)
+        return Report(
+            time_s=round(now_s, 3),
+            frames=frames,
+            frames_per_s=(frames - last_frames) / elapsed_s,
+            acted_frames_per_s=(self._acted_frames - last_acted) / elapsed_s,
+            updates=updates,
+            updates_per_s=(updates - last_updates) / elapsed_s,
+            learning_rate=figures.learning_rate,
+            episodes=self.num_episodes,
+            episode_return_mean=self.episode_return_mean,
+            episode_frames_mean=_mean([e.steps * self._action_repeats for e in self._episodes]),
+            policy_lag_mean=figures.policy_lag_mean,
+            policy_lag_max=figures.policy_lag_max,
+            inference_batch_mean=inference_batch_mean,
+            queue_columns=queue_columns,
+            total_loss=figures.total_loss,
+            policy_gradient_loss=figures.policy_gradient_loss,
+            baseline_loss=figures.baseline_loss,
+            entropy_loss=figures.entropy_loss,
+            entropy=figures.entropy,
+            grad_norm=figures.grad_norm,
+            rho_mean=figures.rho_mean,
+        )
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object per report, flushed line by line."""
+
+    def __init__(self, path: Path, resume_frames: int) -> None:
+        """Keeps the lines up to ``resume_frames``; later ones belong to work that was lost."""
+        kept = []
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    frames = json.loads(line)["frames"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # a line cut off by a crash
+                if frames <= resume_frames:
+                    kept.append(line + "\n")
+        beside = path.with_suffix(".tmp")
+        beside.write_text("".join(kept))
+        beside.replace(path)
+        self._file = path.open("a", buffering=1)
+
+    def write(self, report: Report) -> None:
+        """Append one report."""
+        self._file.write(report.to_json() + "\n")
+
+    def close(self) -> None:
+        """Close the file; harmless when repeated."""
+        self._file.close()
+
+
+_SECTIONS = {
+    "frames_per_s": "speed/frames_per_s",
+    "acted_frames_per_s": "speed/acted_frames_per_s",
+    "updates_per_s": "speed/updates_per_s",
+    "inference_batch_mean": "speed/inference_batch",
+    "queue_columns": "speed/queue_columns",
+    "policy_lag_mean": "learning/policy_lag_mean",
+    "policy_lag_max": "learning/policy_lag_max",
+    "policy_gradient_loss": "learning/policy_gradient_loss",
+    "baseline_loss": "learning/baseline_loss",
+    "entropy_loss": "learning/entropy_loss",
+    "entropy": "learning/entropy",
+    "grad_norm": "learning/grad_norm",
+    "rho_mean": "learning/rho_mean",
+    "learning_rate": "learning_rate",
+    "total_loss": "total_loss",
+}
+
+
+class TensorBoard:
+    """Event files in the run's folder; the ancestor's tags keep their names; x is frames."""
+
+    def __init__(self, logdir: Path, action_repeats: int, resume_frames: int) -> None:
+        """TensorBoard hides what an interrupted session logged beyond ``resume_frames``."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._action_repeats = action_repeats
+        purge = resume_frames or None
+        self._writer: SummaryWriter = SummaryWriter(str(logdir), purge_step=purge)  # type: ignore[no-untyped-call]
+
+    def write(
+        self, report: Report, episodes: list[Episode], action_counts: np.ndarray | int
+    ) -> None:
+        """Write a report, every game that ended, and how often each action was taken."""
+        for name, tag in _SECTIONS.items():
+            value = getattr(report, name)
+            if math.isfinite(value):
+                self._scalar(tag, value, report.frames)
+        for episode in episodes:
+            level = episode.level_name
+            frames = episode.steps * self._action_repeats
+            self._scalar(f"{level}/episode_return", episode.episode_return, report.frames)
+            self._scalar(f"{level}/episode_frames", frames, report.frames)
+        if isinstance(action_counts, np.ndarray) and action_counts.sum():
+            self._histogram("action", action_counts, report.frames)
+        self._writer.flush()  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Flush and close; harmless when repeated."""
+        self._writer.close()  # type: ignore[no-untyped-call]
+
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+
+    def _histogram(self, tag: str, counts: np.ndarray, step: int) -> None:
+        values = np.arange(len(counts))
+        self._writer.add_histogram_raw(  # type: ignore[no-untyped-call]
+            tag,
+            min=0,
+            max=len(counts) - 1,
+            num=int(counts.sum()),
+            sum=float((values * counts).sum()),
+            sum_squares=float((values**2 * counts).sum()),
+            bucket_limits=(values + 0.5).tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+
+
+class _Text(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["figures"])
+
+
+class Terminal:
+    """A live line where stdout is a terminal, plain lines elsewhere."""
+
+    def __init__(self, level_name: str, total_frames: int, frames: int) -> None:
+        self._total = total_frames
+        self._console = Console(highlight=False)
+        self._live = self._console.is_terminal
+        self._fps: deque[float] = deque(maxlen=12)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.percentage:>5.1f}%"),
+            _Text(),
+            console=self._console,
+            refresh_per_second=2,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task(
+            level_name, total=total_frames, completed=frames, figures="starting"
+        )
+
+    def __enter__(self) -> Terminal:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._progress.stop()
+
+    def say(self, message: str) -> None:
+        """Print a message of its own line above the live line."""
+        self._console.print(message, soft_wrap=True)
+
+    def show(self, report: Report) -> None:
+        """Show a report."""
+        self._fps.append(report.frames_per_s)
+        figures = describe(report, self._total, _mean(list(self._fps)))
+        self._progress.update(self._task, completed=report.frames, figures=figures)
+        if not self._live:
+            share = 100 * report.frames / self._total
+            self._console.print(f"{share:5.1f}%  {figures}", soft_wrap=True)
+
+
+def describe(report: Report, total_frames: int, frames_per_s: float) -> str:
+    """The figures of the terminal's line: frames, rate, return, lag, time left."""
+    left = "-"
+    if frames_per_s > 0:
+        seconds = int(max(total_frames - report.frames, 0) / frames_per_s)
+        left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    mean = report.episode_return_mean
+    score = f"{mean:.2f}" if math.isfinite(mean) else "-"
+    lag = report.policy_lag_mean
+    return (
+        f"{report.frames / 1e6:.2f} M frames  {report.frames_per_s:,.0f} frames/s  "
+        f"return {score}  lag {f'{lag:.1f}' if math.isfinite(lag) else '-'}  "
+        f"entropy {report.entropy:.2f}  left {left}"
+    )
+
+
+def _mean(values: list[Any]) -> float:
+    return float(np.mean(values)) if values else math.nan

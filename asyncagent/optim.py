@@ -1,0 +1,138 @@
+"""Optimisers, gradient clipping and the learning-rate schedule.
+
+Learning rate, epsilon and clip of the IMPALA paper (arXiv 1802.01561, appendices) belong to
+TensorFlow's RMSProp over *sum* losses; neither transfers to torch.optim.RMSprop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from asyncagent.config import Config
+
+
+class RMSPropTF(torch.optim.Optimizer):
+    """RMSProp as TensorFlow computes it (its ``ApplyRMSProp`` operator).
+
+        ms  <- decay * ms + (1 - decay) * g**2            ms starts at one
+        mom <- momentum * mom + lr * g / sqrt(ms + epsilon)
+        p   <- p - mom
+
+    torch.optim.RMSprop instead starts ms at zero, adds epsilon to the root, and applies the
+    learning rate of the *current* step to the whole momentum.  ``param_groups[i]["lr"]`` may be
+    changed between steps.  State per parameter: ``mean_square`` and, with momentum,
+    ``momentum_buffer``, both in the parameter's memory layout.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        decay: float = 0.99,
+        momentum: float = 0.0,
+        epsilon: float = 0.1,
+    ) -> None:
+        """``params`` as any torch optimiser takes them; ValueError for an impossible number."""
+        for name, value, good, bound in (
+            ("lr", lr, lr >= 0, ">= 0"),
+            ("decay", decay, 0 <= decay <= 1, "in [0, 1]"),
+            ("momentum", momentum, 0 <= momentum < 1, "in [0, 1)"),
+            ("epsilon", epsilon, epsilon > 0, "> 0"),
+        ):
+            if not good:
+                raise ValueError(f"{name}={value} must be {bound}")
+        defaults = {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon}
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Apply one update to every parameter that has a gradient.
+
+        Args:
+          closure: computes the loss and its gradients first; its value is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._update(group)
+        return loss
+
+    def _update(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        grads = [p.grad for p in params]
+        for p in params:
+            if "mean_square" not in self.state[p]:
+                self.state[p]["mean_square"] = torch.ones_like(p)
+                if group["momentum"] > 0:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        mean_squares = [self.state[p]["mean_square"] for p in params]
+        torch._foreach_mul_(mean_squares, group["decay"])
+        torch._foreach_addcmul_(mean_squares, grads, grads, value=1 - group["decay"])
+        roots = torch._foreach_add(mean_squares, group["epsilon"])
+        torch._foreach_sqrt_(roots)
+        if group["momentum"] > 0:
+            momenta = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_addcdiv_(momenta, grads, roots, value=group["lr"])
+            torch._foreach_sub_(params, momenta)
+        else:
+            torch._foreach_addcdiv_(params, grads, roots, value=-group["lr"])
+
+
+def make_optimizer(config: Config, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser that ``config.optimizer`` names, at its initial learning rate.
+
+    For Adam, ``config.momentum`` is beta1, ``config.decay`` beta2, and ``config.epsilon`` is added
+    to the root.
+    """
+    params = list(parameters)
+    if config.optimizer == "rmsprop":
+        return RMSPropTF(
+            params,
+            lr=config.learning_rate,
+            decay=config.decay,
+            momentum=config.momentum,
+            epsilon=config.epsilon,
+        )
+    return torch.optim.Adam(
+        params,
+        lr=config.learning_rate,
+        betas=(config.momentum, config.decay),
+        eps=config.epsilon,
+        fused=all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params),
+    )
+
+
+@torch.no_grad()
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale all gradients so that their global 2-norm is at most ``max_norm``; 0 leaves them.
+
+    Returns the norm before scaling, a scalar tensor on the gradients' device (0 if there are
+    none); nothing is read back from the device.  A gradient of inf or nan is not hidden: what
+    it touches becomes nan.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm: Tensor = torch.nn.utils.get_total_norm(grads)
+    if max_norm > 0 and grads:
+        # Exactly 1 where the norm is within the bound.
+        torch._foreach_mul_(grads, max_norm / norm.clamp(min=max_norm))
+    return norm
+
+
+def linear_learning_rate(initial: float, frames: int, total_frames: int) -> float:
+    """Learning rate after ``frames`` of ``total_frames``: falls linearly to 0 and stays there."""
+    if frames >= total_frames:
+        return 0.0
+    return initial * (1.0 - frames / total_frames)

@@ -1,0 +1,221 @@
+"""Unroll buffers, which are reused, and the bounded queue between actors and learner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import optree
+
+from asyncagent.errors import EndOfUnrolls
+from asyncagent.structs import EnvSpec, EnvStep, IntArray, Nest, PolicyStep, Unroll
+
+
+def empty_unroll(unroll_length: int, num_envs: int, spec: EnvSpec, initial_state: Nest) -> Unroll:
+    """An unroll of uninitialised arrays; ``initial_state`` gives the core state's shapes."""
+    rows = (unroll_length + 1, num_envs)
+    steps = (unroll_length, num_envs)
+    return Unroll(
+        observation=optree.tree_map(
+            lambda leaf: np.empty(rows + leaf.shape, leaf.dtype), spec.observation
+        ),
+        reward=np.empty(rows, np.float32),
+        terminated=np.empty(rows, np.bool_),
+        truncated=np.empty(rows, np.bool_),
+        first=np.empty(rows, np.bool_),
+        last_action=np.empty(rows, np.int64),
+        action=np.empty(steps, np.int64),
+        behaviour_logits=np.empty((*steps, spec.num_actions), np.float32),
+        policy_version=np.empty(steps, np.int64),
+        valid=np.empty(steps, np.bool_),
+        core_state=optree.tree_map(np.empty_like, initial_state),
+    )
+
+
+def write_row(unroll: Unroll, t: int, row: EnvStep, last_action: IntArray) -> None:
+    """Write x_t and what led to it; ``last_action`` int64 [E], 0 where ``row.first``."""
+    optree.tree_map_(
+        lambda target, value: np.copyto(target[t], value), unroll.observation, row.observation
+    )
+    unroll.reward[t] = row.reward
+    unroll.terminated[t] = row.terminated
+    unroll.truncated[t] = row.truncated
+    unroll.first[t] = row.first
+    unroll.last_action[t] = last_action
+
+
+def write_action(unroll: Unroll, t: int, row: EnvStep, choice: PolicyStep) -> None:
+    """Write what was chosen at x_t; an end row's action goes nowhere, so it is not valid."""
+    unroll.action[t] = choice.action
+    unroll.behaviour_logits[t] = choice.logits
+    unroll.policy_version[t] = choice.policy_version
+    np.logical_not(row.terminated | row.truncated, out=unroll.valid[t])
+
+
+class UnrollBuffers:
+    """Free list of one group's unrolls; the queue's bound bounds how many there ever are."""
+
+    def __init__(self, make: Callable[[], Unroll]) -> None:
+        self._make = make
+        self._free: list[Unroll] = []
+        self.num_made = 0
+
+    def take(self) -> Unroll:
+        """A buffer nobody else holds."""
+        if self._free:
+            return self._free.pop()
+        self.num_made += 1
+        return self._make()
+
+    def give_back(self, unroll: Unroll) -> None:
+        """Return a buffer that nobody reads any more."""
+        self._free.append(unroll)
+
+
+class Columns(NamedTuple):
+    """Environment columns [start, stop) of an unroll."""
+
+    unroll: Unroll
+    start: int
+    stop: int
+
+
+class _Queued:
+    """An unroll in the queue: how far it has been taken, and how much of that is still in use."""
+
+    __slots__ = ("columns", "give_back", "in_use", "taken", "unroll")
+
+    def __init__(self, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
+        self.unroll = unroll
+        self.give_back = give_back
+        self.columns = unroll.reward.shape[1]
+        self.taken = 0
+        self.in_use = self.columns
+
+
+class UnrollQueue:
+    """Bounded queue of unrolls that hands out batches of exactly B columns.
+
+    ``put`` waits while ``capacity`` columns are waiting: this is the backpressure on the actors.
+    Unrolls stay in the queue until a whole batch is there, so a cancelled ``get`` loses nothing.
+    """
+
+    def __init__(self, capacity: int, batch_size: int) -> None:
+        if capacity < batch_size:
+            raise ValueError(
+                f"capacity={capacity} must be >= {batch_size}: the learner takes a whole batch "
+                "at once"
+            )
+        self._capacity = capacity
+        self._batch_size = batch_size
+        self._waiting: deque[_Queued] = deque()
+        self._held: dict[int, _Queued] = {}
+        self._columns = 0
+        self._closed = False
+        self._changed: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        """Columns waiting."""
+        return self._columns
+
+    async def put(self, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
+        """Add an unroll; ``give_back(unroll)`` is called once its last column is released.
+
+        Raises EndOfUnrolls once the queue is closed.
+        """
+        while self._columns >= self._capacity and not self._closed:
+            await self._wait()
+        if self._closed:
+            raise EndOfUnrolls
+        queued = _Queued(unroll, give_back)
+        self._waiting.append(queued)
+        self._columns += queued.columns
+        self._wake()
+
+    async def get(self) -> list[Columns]:
+        """Take batch_size columns, oldest first; give them to ``release`` when done.
+
+        Raises EndOfUnrolls once the queue is closed and holds less than a batch.
+        """
+        while self._columns < self._batch_size:
+            if self._closed:
+                raise EndOfUnrolls
+            await self._wait()
+        parts: list[Columns] = []
+        missing = self._batch_size
+        while missing:
+            queued = self._waiting[0]
+            stop = min(queued.columns, queued.taken + missing)
+            parts.append(Columns(queued.unroll, queued.taken, stop))
+            missing -= stop - queued.taken
+            queued.taken = stop
+            self._held[id(queued.unroll)] = queued
+            if stop == queued.columns:
+                self._waiting.popleft()
+        self._columns -= self._batch_size
+        self._wake()
+        return parts
+
+    def release(self, parts: list[Columns]) -> None:
+        """Say that nobody reads these columns any more."""
+        for part in parts:
+            queued = self._held[id(part.unroll)]
+            queued.in_use -= part.stop - part.start
+            if queued.in_use == 0:
+                del self._held[id(part.unroll)]
+                queued.give_back(part.unroll)
+
+    def close(self) -> None:
+        """Refuse further unrolls and wake everybody; whole batches can still be taken."""
+        self._closed = True
+        self._wake()
+
+    async def _wait(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._changed.append(future)
+        await future
+
+    def _wake(self) -> None:
+        # A future only wakes: whoever wakes looks again, so a cancelled waiter loses nothing.
+        while self._changed:
+            future = self._changed.popleft()
+            if not future.done():
+                future.set_result(None)
+
+
+def gather_columns(parts: list[Columns]) -> Unroll:
+    """One contiguous unroll [T+1, B, ...] of all the columns, in their order."""
+    slices = [
+        optree.tree_map(
+            lambda leaf, part=part: leaf[:, part.start : part.stop],
+            part.unroll._replace(core_state=()),
+        )
+        for part in parts
+    ]
+    states = [
+        optree.tree_map(lambda leaf, part=part: leaf[part.start : part.stop], part.unroll.core_state)
+        for part in parts
+    ]
+    rows = optree.tree_map(lambda *leaves: np.concatenate(leaves, axis=1), *slices)
+    core_state = optree.tree_map(lambda *leaves: np.concatenate(leaves, axis=0), *states)
+    unroll: Unroll = rows._replace(core_state=core_state)
+    return unroll
+
+
+def split_columns(parts: list[Columns], size: int) -> list[list[Columns]]:
+    """Cut the columns of ``parts`` into runs of at most ``size``, in order."""
+    runs: list[list[Columns]] = [[]]
+    room = size
+    for unroll, start, stop in parts:
+        while start < stop:
+            if room == 0:
+                runs.append([])
+                room = size
+            end = min(stop, start + room)
+            runs[-1].append(Columns(unroll, start, end))
+            room -= end - start
+            start = end
+    return runs

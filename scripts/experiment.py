@@ -1,0 +1,259 @@
+"""The ancestor's command line: `python -m experiment --level_name=atari_breakout --num_actors=4`.
+
+Accepts the flags of the TensorFlow program `scalable_agent` (in its fork with Atari and ViZDoom)
+with that fork's defaults, network and optimiser, and trains or tests with asyncagent.  Whichever
+Python starts it, it goes on in the project's `.venv`, which it makes first where there is none;
+until then it imports only the standard library and runs on any Python from 3.7 on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from asyncagent.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+# Set across the exec: a .venv that does not take hold ends in a message, not in a loop.
+RESTARTED = "ASYNCAGENT_EXPERIMENT_RESTARTED"
+
+
+class Refused(Exception):
+    """The command line cannot be done; the message is one line."""
+
+
+class Flag(NamedTuple):
+    """One flag of the ancestor: its default gives its type."""
+
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+FLAGS = {
+    "logdir": Flag(os.path.join(tempfile.gettempdir(), "agent"), "folder of checkpoints and logs"),
+    "mode": Flag("train", "train, or play test episodes", ("train", "test")),
+    "test_num_episodes": Flag(10, "episodes per level in test mode"),
+    "task": Flag(-1, "number of this process of a distributed run; -1: one machine"),
+    "job_name": Flag("learner", "part of a distributed run; needs --task", ("learner", "actor")),
+    "total_environment_frames": Flag(10**9, "train for this many frames"),
+    "num_actors": Flag(4, "number of environments"),
+    "batch_size": Flag(64, "unrolls per update"),
+    "unroll_length": Flag(32, "agent steps per unroll"),
+    "num_action_repeats": Flag(4, "frames each action is held for"),
+    "seed": Flag(1, "random seed"),
+    "entropy_cost": Flag(0.00025, "weight of the entropy bonus"),
+    "baseline_cost": Flag(0.5, "weight of the value loss"),
+    "discounting": Flag(0.99, "discount factor per agent step"),
+    "reward_clipping": Flag("abs_one", "how rewards are clipped", ("abs_one", "soft_asymmetric")),
+    "dataset_path": Flag("", "DMLab: folder of the psychlab data set"),
+    "level_name": Flag("explore_goal_locations_small", "what to learn, or dmlab30"),
+    "width": Flag(96, "DMLab: width of an observation in pixels"),
+    "height": Flag(72, "DMLab: height of an observation in pixels"),
+    "learning_rate": Flag(0.00048, "initial learning rate; falls linearly to 0"),
+    "decay": Flag(0.99, "RMSProp: decay of the mean square"),
+    "momentum": Flag(0.0, "RMSProp: momentum"),
+    "epsilon": Flag(0.1, "RMSProp: added to the mean square"),
+    "renderer": Flag("software", "DMLab: renderer", ("software", "hardware")),
+    "benchmark_mode": Flag(0, "1: act at random, measure throughput only", ("0", "1")),
+}
+
+CONFIG_FLAGS = (
+    "logdir",
+    "total_environment_frames",
+    "num_actors",
+    "batch_size",
+    "unroll_length",
+    "num_action_repeats",
+    "seed",
+    "entropy_cost",
+    "baseline_cost",
+    "discounting",
+    "reward_clipping",
+    "learning_rate",
+    "decay",
+    "momentum",
+    "epsilon",
+)
+"""Flags that are fields of ``Config`` under the same name."""
+
+# What the fork's code fixes: its network with LSTM 512 everywhere, and no gradient clipping.
+FORK_VALUES: dict[str, Any] = {
+    "net": "ancestor",
+    "use_lstm": True,
+    "optimizer": "rmsprop",
+    "max_grad_norm": 0.0,
+}
+
+DMLAB_PREFIXES = (
+    "contributed/",
+    "dmlab30",
+    "explore_",
+    "language_",
+    "lasertag_",
+    "lt_",
+    "natlab_",
+    "nav_maze_",
+    "psychlab_",
+    "rooms_",
+    "seekavoid_",
+    "skymaze_",
+    "stairway_",
+    "tests/",
+)
+
+
+def parse(argv: list[str]) -> dict[str, Any]:
+    """Flag values, given and default, of ``--name=value`` or ``--name value`` words.
+
+    Raises Refused, with the nearest valid names or values, for what the ancestor has not.
+    """
+    values = {name: flag.default for name, flag in FLAGS.items()}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            raise Refused(f"unexpected argument {word!r}: flags are written --name=value")
+        given, equals, text = word.lstrip("-").partition("=")
+        name = given.replace("-", "_")
+        if name not in FLAGS:
+            near = difflib.get_close_matches(name, FLAGS, 3, 0.5)
+            hint = " or ".join(f"--{match}" for match in near) or "one of those of --help"
+            raise Refused(f"unknown flag --{given}; did you mean {hint}?")
+        if not equals:
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise Refused(f"--{name} needs a value: --{name}={FLAGS[name].default}")
+        values[name] = _read(name, text)
+    return values
+
+
+def _read(name: str, text: str) -> Any:
+    flag = FLAGS[name]
+    if flag.choices and text not in flag.choices:
+        near = difflib.get_close_matches(text, flag.choices, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise Refused(f"{name}={text!r} must be one of {', '.join(flag.choices)}{hint}")
+    if isinstance(flag.default, str):
+        return text
+    kind = "a whole number" if isinstance(flag.default, int) else "a number"
+    try:
+        return _whole(text) if isinstance(flag.default, int) else float(text)
+    except (ValueError, OverflowError):
+        raise Refused(f"{name}={text!r} must be {kind}, such as {flag.default}") from None
+
+
+def _whole(text: str) -> int:
+    """Integer of ``text``, which may be written as 1e9."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if number != int(number):
+            raise ValueError(text) from None
+        return int(number)
+
+
+def refuse_unsupported(values: dict[str, Any]) -> None:
+    """Raise Refused where the ancestor could do what this version cannot yet."""
+    level = values["level_name"]
+    if values["task"] >= 0:
+        part = f"--job_name={values['job_name']} --task={values['task']}"
+        raise Refused(f"{part}: distributed training is not supported by this version yet")
+    if values["task"] < -1:
+        raise Refused(f"task={values['task']} must be >= -1: -1 is one machine")
+    if values["benchmark_mode"]:
+        raise Refused("--benchmark_mode=1 is not supported by this version yet")
+    if level.startswith("doom_"):
+        raise Refused(f"{level}: ViZDoom levels are not supported by this version yet")
+    if level.startswith(DMLAB_PREFIXES):
+        raise Refused(
+            f"{level}: DMLab levels are not supported by this version yet; "
+            "--level_name=atari_breakout, or another Atari game, is"
+        )
+
+
+def to_config(values: dict[str, Any]) -> Config:
+    """The run that the ancestor would do; groups and threads are chosen from the cores.
+
+    Raises ConfigError where a value is out of range.
+    """
+    from asyncagent.config import resolve
+
+    flags = {name: values[name] for name in CONFIG_FLAGS}
+    return resolve(values["level_name"], "paper", **flags, **FORK_VALUES)
+
+
+def help_text() -> str:
+    """All flags with their defaults."""
+    width = max(len(f"--{name}={flag.default}") for name, flag in FLAGS.items())
+    lines = ["usage: python -m experiment [--name=value ...]", ""]
+    for name, flag in FLAGS.items():
+        choices = f" ({' | '.join(flag.choices)})" if flag.choices else ""
+        lines.append(f"  {f'--{name}={flag.default}':{width}}  {flag.help}{choices}")
+    return "\n".join(lines)
+
+
+def restart_in_venv(argv: list[str]) -> None:
+    """Replace this process by the same command in the project's .venv; return if it is in it."""
+    restarted = os.environ.pop(RESTARTED, None)
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        return
+    if restarted:
+        raise Refused(f"{VENV} is broken: delete it and start again")
+    if not VENV.exists():
+        print(f"experiment: there is no {VENV} yet: running scripts/setup", file=sys.stderr)
+    sys.stderr.flush()
+    status = subprocess.run([str(ROOT / "scripts" / "setup")]).returncode
+    if status:
+        sys.exit(status)
+    os.environ[RESTARTED] = "1"
+    _exec([str(VENV / "bin" / "python"), str(Path(__file__).resolve()), *argv])
+
+
+def _exec(command: list[str]) -> NoReturn:
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def run(values: dict[str, Any]) -> int:
+    """Train or test; the exit status."""
+    from asyncagent.commands import test, train
+    from asyncagent.envs import check_level
+
+    check_level(values["level_name"])
+    if values["mode"] == "test":
+        return test.run(values["logdir"], values["test_num_episodes"])
+    return train.run(to_config(values))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do what the command line says; the exit status, 2 for a command line that cannot be done."""
+    argv = sys.argv[1:] if argv is None else argv
+    if {"-h", "-help", "--help"} & set(argv):
+        print(help_text())
+        return 0
+    try:
+        values = parse(argv)
+        refuse_unsupported(values)
+        restart_in_venv(argv)
+    except Refused as error:
+        print(f"experiment: {error}", file=sys.stderr)
+        return 2
+    from asyncagent.errors import UsageError
+
+    try:
+        return run(values)
+    except UsageError as error:
+        print(f"experiment: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

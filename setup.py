@@ -1,0 +1,51 @@
+"""Package metadata; the settings of the tools are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+readme = Path(__file__).parent / "README.md"
+
+setup(
+    name="asyncagent",
+    version="0.1.0",
+    description="An asyncio IMPALA trainer for one machine: actors, dynamic batching, V-trace",
+    long_description=readme.read_text("utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    author="asyncagent authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["asyncagent", "asyncagent.*"]),
+    package_data={"asyncagent": ["py.typed", "**/*.json"]},
+    python_requires=">=3.11,<3.13",
+    install_requires=[
+        "numpy>=2.0",
+        "optree>=0.15",
+        "rich>=13.7",
+        "tensorboard>=2.18",
+        "torch>=2.11",
+        "tyro>=0.9",
+        "uvloop>=0.21",
+    ],
+    extras_require={
+        # Other machines have no envpool wheels: there, atari_backend=ale plays the same games.
+        "atari": ["envpool>=1.2; platform_machine in 'x86_64 AMD64 aarch64 arm64'"],
+        "ale": ["ale-py>=0.12"],
+        "dev": [
+            "hypothesis>=6.100",
+            "matplotlib>=3.9",
+            "mypy>=1.15",
+            "py-spy>=0.4",
+            "pytest>=8.3",
+            "ruff>=0.9",
+            "scipy>=1.14",
+        ],
+    },
+    entry_points={"console_scripts": ["asyncagent = asyncagent.__main__:main"]},
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,79 @@
+"""An event loop whose time is virtual, and threads that compute when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+R = TypeVar("R")
+
+
+class VirtualClockLoop(asyncio.SelectorEventLoop):
+    """Time stands still while anything can run, then jumps to the next timer.
+
+    Where all tasks wait and no timer is set, it raises instead of waiting for ever: nothing from
+    outside (a thread, a socket) is expected to wake it.
+    """
+
+    def __init__(self) -> None:
+        self._now_s = 1000.0
+        super().__init__(_JumpingSelector(self._jump))
+
+    def time(self) -> float:
+        """Virtual seconds."""
+        return self._now_s
+
+    def _jump(self, seconds: float | None) -> None:
+        if seconds is None:
+            raise RuntimeError("every task waits and no timer is set: this would hang")
+        self._now_s += seconds
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    def __init__(self, jump: Callable[[float | None], None]) -> None:
+        super().__init__()
+        self._jump = jump
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events: list[tuple[selectors.SelectorKey, int]] = super().select(0)
+        if not events and timeout != 0:
+            self._jump(timeout)
+        return events
+
+
+def run_virtual(main: Coroutine[Any, Any, R]) -> R:
+    """``asyncio.run`` on a virtual clock, with asyncio's debug checks."""
+    with asyncio.Runner(debug=True, loop_factory=VirtualClockLoop) as runner:
+        return runner.run(main)
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything that is ready run, ``count`` times; no time passes."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class InlineThread:
+    """In place of a ``NamedThread``: computes at once, on the event loop."""
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Run ``call()`` now."""
+        call()
+
+
+class HeldThread:
+    """In place of a ``NamedThread``: computes when ``release`` is called."""
+
+    def __init__(self) -> None:
+        self.held: deque[Callable[[], None]] = deque()
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Keep ``call`` until ``release``."""
+        self.held.append(call)
+
+    def release(self) -> None:
+        """Run the oldest call that is held; IndexError if none is."""
+        self.held.popleft()()
