@@ -41,7 +41,7 @@ setup(
             "scipy>=1.14",
         ],
     },
-    entry_points={"console_scripts": ["asyncagent = asyncagent.__main__:main"]},
+    entry_points={"console_scripts": ["asyncagent = asyncagent.__main__:run_and_exit"]},
     classifiers=[
         "Operating System :: POSIX :: Linux",
         "Programming Language :: Python :: 3.11",

@@ -118,7 +118,7 @@ class Batch:
 class LeafForm:
     """One leaf of a request, but for its number of rows."""
 
-    kind: type
+    kind: type[Any]
     """np.ndarray or torch.Tensor."""
     dtype: Any
     row_shape: tuple[int, ...]
@@ -140,7 +140,7 @@ class Form:
     leaves: tuple[LeafForm, ...]
 
     @classmethod
-    def of(cls, args: Sequence[Nest]) -> tuple[Form, int, Sequence[Any]]:
+    def of(cls, args: tuple[Nest, ...]) -> tuple[Form, int, Sequence[Any]]:
         """Form, rows and leaves of a request; BadBatch says what is wrong with it."""
         leaves, treespec = _flatten(args)
         rows = _count_rows(leaves)
@@ -156,9 +156,9 @@ class Form:
         flat = len(leaves) == len(args) and all(map(_is_array, args))
         return cls(None if flat else treespec, forms), rows, leaves
 
-    def match(self, args: Sequence[Nest]) -> tuple[int, Sequence[Any]] | None:
+    def match(self, args: tuple[Nest, ...]) -> tuple[int, Sequence[Any]] | None:
         """Rows and leaves of a request of this form; None if it may be of another. Fast."""
-        leaves = args
+        leaves: Sequence[Any] = args
         if self.treespec is not None:
             leaves, treespec = _flatten(args)
             if treespec != self.treespec:

@@ -73,6 +73,10 @@ class Config:
     """V-trace's rho-bar: importance weights in the value targets are cut off here."""
     clip_pg_rho_threshold: float = 1.0
     """Importance weights of the policy gradient are cut off here."""
+    vtrace_lambda: float = 1.0
+    """V-trace's lambda (the paper's remark 2), in [0, 1]: below 1 less variance, more bias."""
+    epochs_per_batch: int = 1
+    """Updates made of each batch; V-trace corrects for the drift between them."""
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """rmsprop is TensorFlow's: epsilon inside the square root, accumulator starting at one."""
     learning_rate: float = 6e-4
@@ -118,24 +122,26 @@ class Config:
     """Seconds between lines of metrics.jsonl and of the plain log."""
 
     def __post_init__(self) -> None:
-        for field in ("total_environment_frames", "num_actors", "num_groups", "unroll_length"):
-            self._check(field, getattr(self, field) >= 1, ">= 1")
-        for field in ("num_action_repeats", "batch_size", "env_threads"):
-            self._check(field, getattr(self, field) >= 1, ">= 1")
-        for field in ("inference_threads", "learner_threads"):
-            self._check(field, getattr(self, field) >= 1, ">= 1")
+        for name in ("total_environment_frames", "num_actors", "num_groups", "unroll_length"):
+            self._check(name, getattr(self, name) >= 1, ">= 1")
+        for name in ("num_action_repeats", "batch_size", "env_threads", "epochs_per_batch"):
+            self._check(name, getattr(self, name) >= 1, ">= 1")
+        for name in ("inference_threads", "learner_threads"):
+            self._check(name, getattr(self, name) >= 1, ">= 1")
         self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
-        for field in ("entropy_cost", "baseline_cost", "max_grad_norm", "inference_timeout_ms"):
-            value = getattr(self, field)
-            self._check(field, value >= 0 and math.isfinite(value), ">= 0 and finite")
-        for field in ("learning_rate", "epsilon", "clip_rho_threshold", "clip_pg_rho_threshold"):
-            value = getattr(self, field)
-            self._check(field, value > 0 and math.isfinite(value), "> 0 and finite")
-        for field in ("checkpoint_interval_s", "summary_interval_s", "report_interval_s"):
-            value = getattr(self, field)
-            self._check(field, value > 0 and math.isfinite(value), "> 0 and finite")
-        for field in ("discounting", "decay"):
-            self._check(field, 0 <= getattr(self, field) <= 1, "in [0, 1]")
+        for name in ("entropy_cost", "baseline_cost", "max_grad_norm", "inference_timeout_ms"):
+            value = getattr(self, name)
+            self._check(name, value >= 0 and math.isfinite(value), ">= 0 and finite")
+        for name in ("learning_rate", "epsilon", "clip_rho_threshold", "clip_pg_rho_threshold"):
+            value = getattr(self, name)
+            self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
+        for name in ("checkpoint_interval_s", "summary_interval_s", "report_interval_s"):
+            value = getattr(self, name)
+            self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
+        for name in ("discounting", "decay", "vtrace_lambda"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        if self.optimizer == "adam":
+            self._check("decay", self.decay < 1, "< 1 with optimizer=adam")
         self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self._check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
         self._check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -79,32 +80,37 @@ class Learner:
         self._reset_statistics()
 
     def update(self, parts: list[Columns]) -> None:
-        """Learn from one batch of columns and publish the new weights."""
+        """Learn from one batch of columns; every update publishes its weights."""
         if not self._threads_set:
             # torch keeps the operator thread count per calling thread.
             torch.set_num_threads(self._config.learner_threads)
             self._threads_set = True
+        for epoch in range(self._config.epochs_per_batch):
+            self._update(parts, count_frames=epoch == 0)
+
+    def _update(self, parts: list[Columns], count_frames: bool) -> None:
         learning_rate = self.schedule.learning_rate(self.frames)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(5, device=self._device)
+        frames = 0
         for unroll in self._micro_batches(parts):
             loss = self._loss(unroll)
             loss.total.backward()  # type: ignore[no-untyped-call]
-            valid = torch.from_numpy(unroll.valid)
-            rhos = torch.where(valid.to(self._device), loss.log_rhos.exp(), 0.0)
-            sums += torch.stack(
-                [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos.sum()]
+            rhos = loss.log_rhos.exp().sum()  # exp(-inf) = 0 where not valid
+            self._sums[:5] += torch.stack(
+                [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos]
             )
-            self._count(unroll)
+            frames += self._count(unroll) * self._config.num_action_repeats
         grad_norm = clip_grad_norm(self._parameters, self._config.max_grad_norm)
+        self._sums[-1] += grad_norm
         self._optimizer.step()
         self.updates += 1
+        self._updates_since += 1
+        if count_frames:
+            self.frames += frames
         if self._policy is not None:
             self._policy.publish(self.updates, self.net)
-        self._sums += torch.cat([sums, grad_norm.reshape(1)])
-        self._updates_since += 1
 
     def take_statistics(self) -> LearnerStatistics:
         """Means since the last call; waits for the device."""
@@ -128,10 +134,10 @@ class Learner:
         return statistics
 
     def state(self) -> dict[str, Any]:
-        """Weights, optimiser, counters and schedule; tensors and plain numbers only."""
+        """A copy of weights, optimiser, counters and schedule; tensors and plain numbers only."""
         return {
-            "net": self.net.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "net": copy.deepcopy(self.net.state_dict()),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "frames": self.frames,
             "updates": self.updates,
             "schedule": list(self.schedule),
@@ -186,19 +192,21 @@ class Learner:
             baseline_cost=config.baseline_cost,
             clip_rho_threshold=config.clip_rho_threshold,
             clip_pg_rho_threshold=config.clip_pg_rho_threshold,
+            vtrace_lambda=config.vtrace_lambda,
         )
 
-    def _count(self, unroll: Unroll) -> None:
+    def _count(self, unroll: Unroll) -> int:
+        """Take the figures of one micro-batch; returns its valid rows."""
         valid = unroll.valid
         rows = int(valid.sum())
         lag = self.updates - unroll.policy_version[valid]
-        self.frames += rows * self._config.num_action_repeats
         self._rows += rows
         self._lag_sum += int(lag.sum())
         self._lag_max = max(self._lag_max, int(lag.max(initial=0)))
         self._actions += np.bincount(
             unroll.action[valid], minlength=unroll.behaviour_logits.shape[-1]
         )
+        return rows
 
     def _reset_statistics(self) -> None:
         self._sums = torch.zeros(6, device=self._device)

@@ -8,9 +8,11 @@ that dies ends the run with its traceback.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from asyncagent.config import Config
 from asyncagent.envs import env_spec, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import CheckpointError, EndOfUnrolls
-from asyncagent.learner import Learner
+from asyncagent.learner import Learner, LearnerStatistics
 from asyncagent.metrics import Counters, MetricsFile, Report, TensorBoard, Terminal
 from asyncagent.models import make_net
 from asyncagent.policy import Policy, resolve_device, resolve_precision
@@ -33,6 +35,8 @@ from asyncagent.unroll import UnrollQueue
 
 GRACE_S = 30.0
 """Longest an orderly shutdown may take, all stages together."""
+ABANDON_S = 3.0
+"""Longest a failed run waits for its engines before it leaves them behind."""
 
 # What of the configuration a checkpoint's weights depend on.
 _IDENTITY = ("level_name", "net", "use_lstm", "optimizer", "atari_protocol")
@@ -76,7 +80,7 @@ async def _train(config: Config) -> TrainResult:
             with run.terminal:
                 await run.to_the_end()
         finally:
-            run.abandon()
+            await run.abandon()
     return run.result()
 
 
@@ -97,7 +101,10 @@ class _Run:
         self.learner_thread = NamedThread("learner")
         self.files_thread = NamedThread("files")
         self.batcher = DynamicBatcher(
-            policy.infer, 1, max(1024, config.group_size), config.inference_timeout_ms
+            _noted("inference", policy.infer),
+            1,
+            max(1024, config.group_size),
+            config.inference_timeout_ms,
         )
         self.queue = UnrollQueue(
             max(config.batch_size, config.group_size), config.batch_size
@@ -108,6 +115,7 @@ class _Run:
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
         self.last_report: Report | None = None
+        self._figures: LearnerStatistics | None = None
         self._batcher_before = self.batcher.statistics()
 
     @classmethod
@@ -166,12 +174,16 @@ class _Run:
                 await self._save()
                 await asyncio.gather(*(group.close() for group in self.groups))
 
-    def abandon(self) -> None:
-        """Let everything go without waiting for anything; harmless after an orderly end."""
+    async def abandon(self) -> None:
+        """Let everything go, waiting for nothing that may hang; harmless after an orderly end."""
         self.batcher.close()
         self.queue.close()
         self.metrics_file.close()
         self.tensorboard.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ABANDON_S):
+                closing = (group.close() for group in self.groups)
+                await asyncio.gather(*closing, return_exceptions=True)
         self.learner_thread.close()
         self.files_thread.close()
 
@@ -216,6 +228,9 @@ class _Run:
 
     async def _report(self, summary: bool) -> None:
         figures = await self.learner_thread.run(self.learner.take_statistics)
+        if math.isnan(figures.total_loss) and self._figures is not None:
+            figures = self._figures  # no update since the last report
+        self._figures = figures
         batches = self.batcher.statistics()
         report = self.counters.report(
             self.learner.frames,
@@ -251,8 +266,25 @@ async def _named(name: str, work: Coroutine[Any, Any, None]) -> None:
     try:
         await work
     except Exception as error:
-        error.add_note(f"in task {name!r}")
+        _note(name, error)
         raise
+
+
+def _noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return function(*args)
+        except Exception as error:
+            _note(name, error)
+            raise
+
+    return call
+
+
+def _note(name: str, error: Exception) -> None:
+    """Say where it began: an exception of the inference comes out of every actor, too."""
+    if not any(note.startswith("in task") for note in getattr(error, "__notes__", ())):
+        error.add_note(f"in task {name!r}")
 
 
 def _resume(
@@ -278,7 +310,7 @@ def _resume(
 class _Signals:
     """The first SIGINT or SIGTERM asks the run to end, the second has its ordinary effect."""
 
-    def __init__(self, stop: asyncio.Event, say: Any) -> None:
+    def __init__(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
         self._stop = stop
         self._say = say
         self._loop = asyncio.get_running_loop()

@@ -108,6 +108,7 @@ def impala_loss(
     baseline_cost: float,
     clip_rho_threshold: float | None = 1.0,
     clip_pg_rho_threshold: float | None = 1.0,
+    vtrace_lambda: float = 1.0,
 ) -> LossOutput:
     """The loss of any set of unroll columns; reads nothing back from the device.
 
@@ -129,7 +130,8 @@ def impala_loss(
       reward_clipping: mode of ``clip_rewards``.
       bootstrap_truncated: discount through a truncation: the truncated episode's last value counts.
       entropy_cost, baseline_cost: weights of the entropy and the value loss.
-      clip_rho_threshold, clip_pg_rho_threshold: see vtrace.from_importance_weights.
+      clip_rho_threshold, clip_pg_rho_threshold, vtrace_lambda: see
+        vtrace.from_importance_weights.
 
     Raises:
       ValueError: an argument has the wrong shape.
@@ -152,6 +154,7 @@ def impala_loss(
             values[-1],
             clip_rho_threshold,
             clip_pg_rho_threshold,
+            vtrace_lambda,
         )
     policy_gradient = policy_gradient_loss(target_action_log_probs, returns.pg_advantages, valid)
     baseline = baseline_loss(returns.vs - values[:-1], valid)

@@ -316,7 +316,7 @@ def describe(report: Report, total_frames: int, frames_per_s: float) -> str:
     score = f"{mean:.2f}" if math.isfinite(mean) else "-"
     lag = report.policy_lag_mean
     return (
-        f"{report.frames / 1e6:.2f} M frames  {report.frames_per_s:,.0f} frames/s  "
+        f"{report.frames:,} frames  {report.frames_per_s:,.0f} frames/s  "
         f"return {score}  lag {f'{lag:.1f}' if math.isfinite(lag) else '-'}  "
         f"entropy {report.entropy:.2f}  left {left}"
     )

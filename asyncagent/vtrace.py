@@ -65,6 +65,7 @@ def from_logits(
     bootstrap_value: Tensor,
     clip_rho_threshold: float | None = 1.0,
     clip_pg_rho_threshold: float | None = 1.0,
+    lambda_: float = 1.0,
 ) -> VTraceFromLogitsReturns:
     """V-trace for softmax policies.
 
@@ -72,8 +73,8 @@ def from_logits(
       behaviour_policy_logits: [T, B, ..., A], unnormalised, of the policy that acted.
       target_policy_logits: [T, B, ..., A], unnormalised, of the policy being learned.
       actions: integers [T, B, ...] in [0, A), drawn from the behaviour policy.
-      discounts, rewards, values, bootstrap_value, clip_rho_threshold, clip_pg_rho_threshold: see
-        ``from_importance_weights``.
+      discounts, rewards, values, bootstrap_value, clip_rho_threshold, clip_pg_rho_threshold,
+      lambda_: see ``from_importance_weights``.
 
     Raises:
       ValueError: an argument has the wrong rank, shape or kind of number.
@@ -99,6 +100,7 @@ def from_logits(
         bootstrap_value,
         clip_rho_threshold,
         clip_pg_rho_threshold,
+        lambda_,
     )
     return VTraceFromLogitsReturns(
         vs=returns.vs,
@@ -118,6 +120,7 @@ def from_importance_weights(
     bootstrap_value: Tensor,
     clip_rho_threshold: float | None = 1.0,
     clip_pg_rho_threshold: float | None = 1.0,
+    lambda_: float = 1.0,
 ) -> VTraceReturns:
     """V-trace (eq. 1 and section 4.2 of arXiv 1802.01561) from log importance weights.
 
@@ -133,6 +136,7 @@ def from_importance_weights(
       bootstrap_value: [B, ...]; V(x_T).
       clip_rho_threshold: rho_bar, cuts the importance weights in vs off; None leaves them.
       clip_pg_rho_threshold: pg_rho_bar, the same in pg_advantages.
+      lambda_: c_t = lambda * min(1, pi/mu) (remark 2): below 1, less variance and more bias.
 
     Raises:
       ValueError: an argument has the wrong rank or shape.
@@ -155,9 +159,8 @@ def from_importance_weights(
     weights = log_rhos.exp()
     next_values = torch.cat([values[1:], bootstrap_value[None]])
     deltas = _clip(weights, clip_rho_threshold) * (rewards + discounts * next_values - values)
-    decays = (discounts * weights.clamp(max=C_BAR)).expand(shape)
-    solve = solve_by_rows if values.device.type == "cpu" else solve_by_doubling
-    vs = values + solve(deltas, decays)
+    decays = discounts * lambda_ * weights.clamp(max=C_BAR)
+    vs = values + solve_by_doubling(deltas, decays)
 
     next_vs = torch.cat([vs[1:], bootstrap_value[None]])
     pg_weights = _clip(weights, clip_pg_rho_threshold)
@@ -175,25 +178,13 @@ def action_log_probs(all_log_probs: Tensor, actions: Tensor) -> Tensor:
     return all_log_probs.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
 
 
-def solve_by_rows(deltas: Tensor, decays: Tensor) -> Tensor:
-    """y with y[t] = deltas[t] + decays[t] * y[t+1] and y[T] = 0, one row after the other.
-
-    T operations on [B, ...] rows: the least arithmetic, hence the CPU's way.  Both arguments and
-    the result are [T, B, ...].
-    """
-    result = deltas.clone()
-    rows, decay_rows = result.unbind(0), decays.unbind(0)
-    for t in range(len(rows) - 2, -1, -1):
-        rows[t].addcmul_(decay_rows[t], rows[t + 1])
-    return result
-
-
 def solve_by_doubling(deltas: Tensor, decays: Tensor) -> Tensor:
-    """The same y as ``solve_by_rows`` in log2(T) operations on whole tensors.
+    """y with y[t] = deltas[t] + decays[t] * y[t+1] and y[T] = 0, in log2(T) whole-tensor passes.
 
+    deltas and the result are [T, B, ...]; decays too, or 1 in further dimensions.
     Before the pass with span k, result[t] is the sum of eq. 1 cut off after k terms and
     products[t], for t < T - k, is decays[t] * ... * decays[t + k - 1]; a pass appends the k terms
-    that start at t + k.  Few launches of large kernels: the GPU's way.
+    that start at t + k.  Few launches of large kernels, and on a CPU no slower than T small ones.
     """
     result = deltas.clone()
     products = decays[:-1]

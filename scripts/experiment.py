@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -92,23 +93,6 @@ FORK_VALUES: dict[str, Any] = {
     "max_grad_norm": 0.0,
 }
 
-DMLAB_PREFIXES = (
-    "contributed/",
-    "dmlab30",
-    "explore_",
-    "language_",
-    "lasertag_",
-    "lt_",
-    "natlab_",
-    "nav_maze_",
-    "psychlab_",
-    "rooms_",
-    "seekavoid_",
-    "skymaze_",
-    "stairway_",
-    "tests/",
-)
-
 
 def parse(argv: list[str]) -> dict[str, Any]:
     """Flag values, given and default, of ``--name=value`` or ``--name value`` words.
@@ -124,8 +108,9 @@ def parse(argv: list[str]) -> dict[str, Any]:
         name = given.replace("-", "_")
         if name not in FLAGS:
             near = difflib.get_close_matches(name, FLAGS, 3, 0.5)
-            hint = " or ".join(f"--{match}" for match in near) or "one of those of --help"
-            raise Refused(f"unknown flag --{given}; did you mean {hint}?")
+            meant = " or ".join(f"--{match}" for match in near)
+            hint = f"did you mean {meant}?" if near else "--help lists the flags"
+            raise Refused(f"unknown flag --{given}; {hint}")
         if not equals:
             text = next(words, "--")
             if text.startswith("--"):
@@ -161,8 +146,7 @@ def _whole(text: str) -> int:
 
 
 def refuse_unsupported(values: dict[str, Any]) -> None:
-    """Raise Refused where the ancestor could do what this version cannot yet."""
-    level = values["level_name"]
+    """Raise Refused for modes of the ancestor that this version has not (levels: check_level)."""
     if values["task"] >= 0:
         part = f"--job_name={values['job_name']} --task={values['task']}"
         raise Refused(f"{part}: distributed training is not supported by this version yet")
@@ -170,13 +154,6 @@ def refuse_unsupported(values: dict[str, Any]) -> None:
         raise Refused(f"task={values['task']} must be >= -1: -1 is one machine")
     if values["benchmark_mode"]:
         raise Refused("--benchmark_mode=1 is not supported by this version yet")
-    if level.startswith("doom_"):
-        raise Refused(f"{level}: ViZDoom levels are not supported by this version yet")
-    if level.startswith(DMLAB_PREFIXES):
-        raise Refused(
-            f"{level}: DMLab levels are not supported by this version yet; "
-            "--level_name=atari_breakout, or another Atari game, is"
-        )
 
 
 def to_config(values: dict[str, Any]) -> Config:
@@ -229,12 +206,24 @@ def run(values: dict[str, Any]) -> int:
 
     check_level(values["level_name"])
     if values["mode"] == "test":
+        _check_same_level(values["logdir"], values["level_name"])
         return test.run(values["logdir"], values["test_num_episodes"])
     return train.run(to_config(values))
 
 
+def _check_same_level(logdir: str, level_name: str) -> None:
+    from asyncagent.config import Config
+    from asyncagent.errors import UsageError
+
+    path = Path(logdir) / "config.json"
+    if path.exists():
+        learned = Config.from_json(path.read_text("utf-8"), path).level_name
+        if learned != level_name:
+            raise UsageError(f"the run in {logdir} learned {learned}, not {level_name}")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Do what the command line says; the exit status, 2 for a command line that cannot be done."""
+    """Do what the command line says; the exit status: 2 for what the user can put right, else 1."""
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "-help", "--help"} & set(argv):
         print(help_text())
@@ -244,16 +233,27 @@ def main(argv: list[str] | None = None) -> int:
         refuse_unsupported(values)
         restart_in_venv(argv)
     except Refused as error:
-        print(f"experiment: {error}", file=sys.stderr)
-        return 2
-    from asyncagent.errors import UsageError
+        return _refuse(error)
+    from asyncagent.errors import CheckpointError, UsageError
 
     try:
         return run(values)
-    except UsageError as error:
-        print(f"experiment: {error}", file=sys.stderr)
-        return 2
+    except (UsageError, CheckpointError) as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _refuse(error: Exception) -> int:
+    print(f"experiment: {error}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # not even a thread stuck in an engine's call keeps a finished run alive

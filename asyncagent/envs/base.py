@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import importlib
+from typing import Any, Protocol
 
 import numpy as np
 
+from asyncagent.errors import UsageError
 from asyncagent.structs import BoolArray, EnvSpec, EnvStep, Episode, FloatArray, IntArray
 
 
@@ -65,3 +67,31 @@ class EpisodeTracker:
         self._return[ended] = 0.0
         self._steps[ended] = 0
         return episodes
+
+
+def import_engine(module: str, extra: str) -> Any:
+    """The engine's module; UsageError says how to install it where it cannot be imported.
+
+    Args:
+      module: e.g. ``envpool``.
+      extra: of asyncagent, which brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise UsageError(
+            f"{package} cannot be imported ({error}): pip install 'asyncagent[{extra}]'"
+        ) from error
+
+
+def env_seeds(seed: int, first_env_index: int, num_envs: int) -> list[int]:
+    """Seeds in [0, 2**31) of the environments ``first_env_index ...`` of a run.
+
+    Each is a hash of the run's seed and the environment's index in the whole run: groups differ,
+    runs with neighbouring seeds have no environment in common, and how environments are split
+    into groups changes none of them.
+    """
+    indices = range(first_env_index, first_env_index + num_envs)
+    words = [np.random.SeedSequence((seed, index)).generate_state(1)[0] for index in indices]
+    return [int(word) >> 1 for word in words]

@@ -1,0 +1,146 @@
+"""The command line: spellings, presets, resuming, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from asyncagent.__main__ import COMMANDS, main
+from asyncagent.commands.train import configure
+from asyncagent.config import resolve
+from asyncagent.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def one_line_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with status 2 and one line on stderr; returns the line."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert captured.out == ""
+    return lines[0]
+
+
+@pytest.mark.parametrize("spelling", ["--level_name=catch", "--level-name=catch"])
+def test_both_spellings(spelling: str) -> None:
+    """--level_name and --level-name are the same flag, also for choosing the preset."""
+    config = configure([spelling])
+    assert config.level_name == "catch"
+    assert config.net == "mlp"
+
+
+def test_flag_and_value_may_be_two_words() -> None:
+    """--seed 5 is --seed=5."""
+    assert configure(["--seed", "5", "--level_name", "catch"]).seed == 5
+
+
+def test_no_flags_train_breakout_with_the_papers_values() -> None:
+    """The default run is the paper's, on Breakout."""
+    config = configure([])
+    assert config == resolve("atari_breakout")
+
+
+def test_preset_is_overlaid_by_flags() -> None:
+    """Flags given win over the preset; the rest stays the preset's."""
+    config = configure(["--level_name=atari_pong", "--preset=workstation", "--batch_size=16"])
+    expected = resolve("atari_pong", "workstation", batch_size=16)
+    assert config == expected
+
+
+def test_num_actors_alone_is_enough() -> None:
+    """Groups follow from the actors unless they are given."""
+    assert configure(["--num_actors=4"]).num_actors == 4
+    assert configure(["--num_actors=9"]).num_actors == 9
+
+
+def test_resumed_run_keeps_its_flags(tmp_path: Path) -> None:
+    """Flags left out take the values of the run found in --logdir."""
+    config = resolve("catch", seed=9, learning_rate=0.5, logdir=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    again = configure([f"--logdir={tmp_path / 'run'}", "--unroll_length=7"])
+    assert (again.level_name, again.seed, again.learning_rate) == ("catch", 9, 0.5)
+    assert again.unroll_length == 7
+    with pytest.raises(UsageError, match="--preset=paper"):
+        configure([f"--logdir={tmp_path / 'run'}", "--preset=workstation"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--level_name=atari_brekout"], ["atari_brekout", "atari_breakout"]),
+        (["--level_name=cach"], ["cach", "catch"]),
+        (["--batch_size=0"], ["batch_size=0", ">= 1"]),
+        (["--batch_size=two"], ["two"]),
+        (["--learning_rate=-1"], ["learning_rate=-1.0", "> 0"]),
+        (["--reward_clipping=abs_two"], ["abs_two"]),
+        (["--preset=slow"], ["slow", "workstation"]),
+        (["--bach_size=3"], ["--bach_size", "--batch_size"]),
+        (["--net=shalow"], ["shalow", "shallow"]),
+        (["--net=no_such_module:net", "--level_name=catch"], ["no_such_module"]),
+        (["--num_actors=10", "--num_groups=3"], ["num_groups=3", "num_actors=10"]),
+        (["--device=cuda:99", "--level_name=catch"], ["cuda:99"]),
+        (["--device=tpu", "--level_name=catch"], ["tpu"]),
+    ],
+)
+def test_mistakes_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]
+) -> None:
+    """A wrong flag gives exit status 2 and one line with the fault and what would be right."""
+    line = one_line_error_last(capsys, "train", *arguments)
+    for word in words:
+        assert word in line
+
+
+def one_line_error_last(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """As ``one_line_error``; stdout may already have said what is being trained."""
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_logdir(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that cannot be written is told before anything starts."""
+    tmp_path.chmod(0o500)
+    line = one_line_error(capsys, "train", f"--logdir={tmp_path / 'x'}")
+    assert "cannot be written" in line
+
+
+def test_logdir_below_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A logdir that cannot be made is told before anything starts."""
+    (tmp_path / "file").write_text("")
+    line = one_line_error(capsys, "train", f"--logdir={tmp_path / 'file' / 'run'}")
+    assert "cannot be written" in line
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """The nearest command is named."""
+    assert "did you mean 'train'" in one_line_error(capsys, "trian")
+
+
+def test_test_without_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Testing an empty folder says what would be right."""
+    assert "no checkpoint in" in one_line_error(capsys, "test", f"--logdir={tmp_path}")
+
+
+def test_test_needs_a_logdir(capsys: pytest.CaptureFixture[str]) -> None:
+    """A required flag that is missing is named."""
+    assert "--logdir" in one_line_error(capsys, "test")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help lists every flag and exits with 0."""
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code in (0, None)
+    assert "--logdir" in capsys.readouterr().out

@@ -1,0 +1,130 @@
+"""Configuration: bounds, presets, and what config.json gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncagent.config import PRESETS, Config, preset_values, resolve, split_groups
+from asyncagent.errors import ConfigError, UsageError
+
+
+def test_atari_preset_is_the_papers() -> None:
+    """Flags left out of an Atari run take the paper's values."""
+    config = resolve("atari_breakout")
+    assert (config.unroll_length, config.batch_size) == (20, 32)
+    assert (config.learning_rate, config.epsilon, config.decay) == (6e-4, 0.01, 0.99)
+    assert (config.entropy_cost, config.baseline_cost, config.max_grad_norm) == (0.01, 0.5, 40.0)
+    assert (config.optimizer, config.momentum, config.discounting) == ("rmsprop", 0.0, 0.99)
+    assert (config.reward_clipping, config.atari_protocol) == ("abs_one", "impala2018")
+    assert config.total_environment_frames == 200_000_000
+    assert not config.bootstrap_truncated
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"num_actors": 0},
+        {"num_actors": 10, "num_groups": 3},
+        {"unroll_length": 0},
+        {"batch_size": -1},
+        {"discounting": 1.5},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"epsilon": float("inf")},
+        {"momentum": 1.0},
+        {"reward_clipping": "abs_two"},
+        {"optimizer": "sgd"},
+        {"seed": -1},
+        {"net": "shalow"},
+        {"report_interval_s": 0.0},
+        {"logdir": ""},
+    ],
+)
+def test_impossible_values_are_told_in_one_line(flags: dict[str, Any]) -> None:
+    """The message names the flag and its value, and is a usage error."""
+    with pytest.raises(ConfigError) as caught:
+        resolve("atari_breakout", **flags)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert any(f"{name}={value!r}" in message for name, value in flags.items())
+    assert isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize("level_name", ["atari_pong", "catch", "cartpole", "memory"])
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("cores", [1, 2, 3, 16, 128])
+def test_presets_hold_on_any_machine(level_name: str, preset: Any, cores: int) -> None:
+    """Every preset is a possible configuration whatever the number of cores."""
+    config = Config(**preset_values(level_name, preset, cores))
+    assert config.num_actors >= config.num_groups >= 2
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_json_round_trip(preset: Any) -> None:
+    """config.json gives the configuration back."""
+    config = resolve("atari_pong", preset, seed=7, use_lstm=True)
+    assert Config.from_json(config.to_json(), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"no_such_flag": 1}', "no_such_flag"),
+        ('{"batch_size": "32"}', "batch_size='32' must be of type int"),
+        ('{"batch_size": true}', "batch_size=True must be of type int"),
+        ('{"use_lstm": 1}', "use_lstm=1 must be of type bool"),
+        ('{"batch_size": 0}', "batch_size=0 must be >= 1"),
+    ],
+)
+def test_bad_json_names_file_and_fault(text: str, what: str) -> None:
+    """A damaged config.json is a usage error that says what is wrong with it."""
+    with pytest.raises(ConfigError) as caught:
+        Config.from_json(text, "x/config.json")
+    assert what in str(caught.value)
+
+
+def test_float_flags_accept_whole_numbers() -> None:
+    """1 is a float to whoever edits config.json by hand."""
+    assert Config.from_json('{"learning_rate": 1}', "x").learning_rate == 1
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_split_groups(num_actors: int, wanted: int) -> None:
+    """Groups are equal, at most as many as wanted, and no larger count would do."""
+    groups = split_groups(num_actors, wanted)
+    assert num_actors % groups == 0
+    assert 1 <= groups <= wanted
+    assert not any(num_actors % n == 0 for n in range(groups + 1, min(wanted, num_actors) + 1))
+
+
+def test_num_actors_alone_is_split_for_the_user() -> None:
+    """--num_actors=6 needs no --num_groups beside it."""
+    config = resolve("atari_pong", num_actors=7)
+    assert config.num_groups in (1, 7)
+    assert config.group_size * config.num_groups == 7
+
+
+def test_every_flag_has_a_help_text() -> None:
+    """A docstring follows every field, for --help."""
+    import ast
+    import inspect
+
+    import asyncagent.config as module
+
+    tree = ast.parse(inspect.getsource(module))
+    body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config").body
+    documented = {
+        statement.target.id
+        for statement, following in zip(body, body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign)
+        and isinstance(statement.target, ast.Name)
+        and isinstance(following, ast.Expr)
+    }
+    assert documented == {field.name for field in dataclasses.fields(Config)}

@@ -1,0 +1,279 @@
+"""Whole runs: they learn, stop, resume and, when a part dies, end loudly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asyncagent.loop as loop_module
+from asyncagent.checkpoint import checkpoint_paths, load_checkpoint
+from asyncagent.config import Config, resolve
+from asyncagent.errors import CheckpointError
+from asyncagent.learner import Learner
+from asyncagent.loop import train
+from asyncagent.policy import Policy
+from asyncagent.structs import EnvSpec, EnvStep, IntArray
+from tests.fakes import CounterGroup
+
+WATCHDOG_S = 60
+
+
+@pytest.fixture(autouse=True)
+def _watchdog() -> Iterator[None]:
+    """A run that stalls ends the tests with every thread's stack instead of hanging them."""
+    import faulthandler
+
+    faulthandler.dump_traceback_later(WATCHDOG_S, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+class Group(CounterGroup):
+    """Two counters whose n-th step may do something unexpected."""
+
+    def __init__(self) -> None:
+        super().__init__([[5], [7]])
+        self.steps = 0
+
+    async def step(self, action: IntArray) -> EnvStep:
+        self.steps += 1
+        self.on_step(self.steps)
+        return await super().step(action)
+
+    def on_step(self, number: int) -> None:
+        pass
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
+    """Runs use CounterGroups; the list holds those that were made."""
+    made: list[Group] = []
+
+    def make(config: Config, **_: Any) -> Group:
+        made.append(Group())
+        return made[-1]
+
+    def spec(config: Config) -> EnvSpec:
+        return Group().spec
+
+    monkeypatch.setattr(loop_module, "make_group", make)
+    monkeypatch.setattr(loop_module, "env_spec", spec)
+    return made
+
+
+def config(logdir: Path, **flags: Any) -> Config:
+    values: dict[str, Any] = {
+        "logdir": str(logdir),
+        "num_actors": 4,
+        "num_groups": 2,
+        "batch_size": 4,
+        "unroll_length": 5,
+        "total_environment_frames": 2000,
+        "report_interval_s": 0.05,
+    }
+    return resolve("catch", **(values | flags))
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for child in error.exceptions for leaf in leaves(child)]
+    return [error]
+
+
+def test_a_run_ends_by_itself_and_leaves_its_files(tmp_path: Path, groups: list[Group]) -> None:
+    """A run learns from all frames asked for, checkpoints, reports, and closes its engines."""
+    result = train(config(tmp_path))
+    assert result.frames >= 2000
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1]["frames"] == result.frames
+    assert found[1]["updates"] == result.updates
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["frames"] == result.frames
+    for key in ("time_s", "frames_per_s", "updates", "policy_lag_mean", "episode_return_mean"):
+        assert key in lines[-1]
+    assert json.loads((tmp_path / "config.json").read_text())["unroll_length"] == 5
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert all(group.closed for group in groups)
+
+
+def test_tensorboard_has_the_ancestors_tags(tmp_path: Path, groups: list[Group]) -> None:
+    """The ancestor's tags and ours are in the event file."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(config(tmp_path))
+    events = EventAccumulator(str(tmp_path))  # type: ignore[no-untyped-call]
+    events.Reload()  # type: ignore[no-untyped-call]
+    tags = events.Tags()  # type: ignore[no-untyped-call]
+    scalars = set(tags["scalars"])
+    assert {"counter/episode_return", "counter/episode_frames"} <= scalars
+    assert {"learning_rate", "total_loss"} <= scalars
+    assert {"speed/frames_per_s", "speed/updates_per_s", "learning/policy_lag_mean"} <= scalars
+    assert "action" in tags["histograms"]
+
+
+def test_exception_in_an_actor_ends_the_run(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment that raises ends the run with a traceback that names the actor."""
+
+    def on_step(self: Group, number: int) -> None:
+        if number == 20 and self is groups[1]:
+            raise ValueError("broken engine")
+
+    monkeypatch.setattr(Group, "on_step", on_step)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, total_environment_frames=10**9))
+    (error,) = leaves(caught.value)
+    assert str(error) == "broken engine"
+    assert error.__notes__ == ["in task 'actor-1'"]
+
+
+def test_exception_in_the_inference_ends_the_run(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward pass that raises ends the run with a traceback that names the inference."""
+    infer = Policy.infer
+    calls = 0
+
+    def broken(self: Policy, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            raise ValueError("broken net")
+        return infer(self, *args)
+
+    monkeypatch.setattr(Policy, "infer", broken)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, total_environment_frames=10**9))
+    for error in leaves(caught.value):
+        assert str(error) == "broken net"
+        assert error.__notes__ == ["in task 'inference'"]
+
+
+def test_exception_in_the_learner_ends_the_run(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that raises ends the run with a traceback that names the learner."""
+    update = Learner.update
+
+    def broken(self: Learner, parts: Any) -> None:
+        if self.updates == 3:
+            raise ValueError("broken update")
+        update(self, parts)
+
+    monkeypatch.setattr(Learner, "update", broken)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, total_environment_frames=10**9))
+    (error,) = leaves(caught.value)
+    assert str(error) == "broken update"
+    assert error.__notes__ == ["in task 'learner'"]
+    assert all(group.closed for group in groups)
+
+
+def test_engine_that_never_answers_does_not_outlive_a_failure(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner's death ends the run although an engine's thread is stuck for good."""
+    from asyncagent.threads import NamedThread
+
+    stuck = threading.Event()
+    thread = NamedThread("stuck-engine")
+
+    async def step(self: Group, action: IntArray) -> EnvStep:
+        self.steps += 1
+        if self is groups[1] and self.steps == 30:
+            await thread.run(stuck.wait)
+        return await CounterGroup.step(self, action)
+
+    def broken(self: Learner, parts: Any) -> None:
+        raise ValueError("broken update")
+
+    monkeypatch.setattr(Group, "step", step)
+    monkeypatch.setattr(Learner, "update", broken)
+    with pytest.raises(BaseExceptionGroup):
+        train(config(tmp_path, total_environment_frames=10**9))
+    stuck.set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """SIGINT or SIGTERM drains, writes a checkpoint, and returns as an ordinary end."""
+
+    def on_step(self: Group, step: int) -> None:
+        if step == 50 and self is groups[0]:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Group, "on_step", on_step)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    result = train(config(tmp_path, total_environment_frames=10**9))
+    assert 0 < result.frames < 10**9
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1]["frames"] == result.frames
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_resume_continues_frames_and_learning_rate(tmp_path: Path, groups: list[Group]) -> None:
+    """A run started again goes on from its checkpoint, schedule included."""
+    first = train(config(tmp_path, total_environment_frames=3000))
+    second = train(config(tmp_path, total_environment_frames=6000))
+    assert first.frames < 6000 <= second.frames
+    assert second.updates > first.updates
+    assert second.time_s > first.time_s
+    frames = [
+        json.loads(line)["frames"]
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert frames == sorted(frames)
+    again = train(config(tmp_path, total_environment_frames=6000))
+    assert again.frames == second.frames, "a finished run has nothing left to do"
+
+
+def test_schedule_is_taken_from_the_checkpoint(tmp_path: Path, groups: list[Group]) -> None:
+    """Stopped half-way and resumed, the learning rate is where it was, not where it began."""
+    train(config(tmp_path, total_environment_frames=2000))
+    path, state = load_checkpoint(tmp_path) or (None, {})
+    assert path is not None
+    state["schedule"] = [0.5, 0, 8000]
+    state["config"] = config(tmp_path, total_environment_frames=8000).to_json()
+    from asyncagent.checkpoint import save_checkpoint
+
+    save_checkpoint(tmp_path, state)
+    seen: list[float] = []
+    update = Learner.update
+
+    def spy(self: Learner, parts: Any) -> None:
+        seen.append(self.schedule.learning_rate(self.frames))
+        update(self, parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "update", spy)
+        train(config(tmp_path, total_environment_frames=8000))
+    assert seen[0] == pytest.approx(0.5 * (1 - state["frames"] / 8000))
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_checkpoint_of_another_net_is_refused(tmp_path: Path, groups: list[Group]) -> None:
+    """A run with another net in the same folder says what differs, and changes nothing."""
+    train(config(tmp_path))
+    before = [(path.name, path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())]
+    with pytest.raises(CheckpointError, match="use_lstm=False, not True"):
+        train(config(tmp_path, use_lstm=True))
+    after = [(path.name, path.stat().st_mtime_ns) for path in sorted(tmp_path.iterdir())]
+    assert before == after
+
+
+def test_checkpoints_are_written_on_a_timer(tmp_path: Path, groups: list[Group]) -> None:
+    """A short interval leaves several checkpoints behind."""
+    train(config(tmp_path, total_environment_frames=20_000, checkpoint_interval_s=0.05))
+    assert len(checkpoint_paths(tmp_path)) > 1

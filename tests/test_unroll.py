@@ -1,0 +1,176 @@
+"""The unroll queue: bounds, order, closing, cancellation, column bookkeeping."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from asyncagent.errors import EndOfUnrolls
+from asyncagent.structs import ArraySpec, EnvSpec, Unroll
+from asyncagent.unroll import (
+    Columns,
+    UnrollBuffers,
+    UnrollQueue,
+    empty_unroll,
+    gather_columns,
+    split_columns,
+)
+
+SPEC = EnvSpec(ArraySpec((2,), "uint8"), 3, 1)
+
+
+def unroll(num_envs: int, mark: int = 0) -> Unroll:
+    """An unroll of T=2 whose column e carries ``10 * mark + e`` in every field."""
+    made = empty_unroll(2, num_envs, SPEC, (np.zeros((num_envs, 4), np.float32),))
+    columns = 10 * mark + np.arange(num_envs)
+    made.observation[:] = columns[:, None]
+    made.reward[:] = columns
+    made.action[:] = columns
+    made.core_state[0][:] = columns[:, None]
+    return made
+
+
+def taken(parts: list[Columns]) -> list[int]:
+    return [int(part.unroll.reward[0, e]) for part in parts for e in range(part.start, part.stop)]
+
+
+def drop(unroll: Unroll) -> None:
+    pass
+
+
+def test_batches_span_and_split_unrolls_in_order() -> None:
+    """Batches of 4 from unrolls of 3 columns take every column once, oldest first."""
+
+    async def run() -> None:
+        queue = UnrollQueue(100, 4)
+        for mark in range(4):
+            await queue.put(unroll(3, mark), drop)
+        batches = [taken(await queue.get()) for _ in range(3)]
+        assert batches == [[0, 1, 2, 10], [11, 12, 20, 21], [22, 30, 31, 32]]
+        assert len(queue) == 0
+
+    asyncio.run(run())
+
+
+def test_put_waits_while_the_queue_is_full() -> None:
+    """The queue is the backpressure: a put beyond capacity waits until a batch is taken."""
+
+    async def run() -> None:
+        queue = UnrollQueue(4, 4)
+        await queue.put(unroll(4), drop)
+        waiting = asyncio.create_task(queue.put(unroll(4, 1), drop))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        await queue.get()
+        await asyncio.wait_for(waiting, 30)
+
+    asyncio.run(run())
+
+
+def test_cancelled_get_loses_nothing() -> None:
+    """A get that is cancelled while unrolls arrive leaves them for the next one."""
+
+    async def run() -> None:
+        queue = UnrollQueue(4, 4)
+        getter = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        await queue.put(unroll(4, 7), drop)
+        getter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await getter
+        assert taken(await queue.get()) == [70, 71, 72, 73]
+
+    asyncio.run(run())
+
+
+def test_close_wakes_everybody_and_drains() -> None:
+    """After close puts raise, whole batches can be taken, then gets raise, again and again."""
+
+    async def run() -> None:
+        queue = UnrollQueue(4, 4)
+        await queue.put(unroll(6), drop)
+        putter = asyncio.create_task(queue.put(unroll(4, 1), drop))
+        await asyncio.sleep(0)
+        queue.close()
+        queue.close()
+        with pytest.raises(EndOfUnrolls):
+            await putter
+        assert len(await queue.get()) == 1
+        for _ in range(2):
+            with pytest.raises(EndOfUnrolls):
+                await queue.get()
+            with pytest.raises(EndOfUnrolls):
+                await queue.put(unroll(4), drop)
+
+    asyncio.run(run())
+
+
+def test_close_wakes_a_waiting_get() -> None:
+    """A get that waits for a batch that will never be whole ends with EndOfUnrolls."""
+
+    async def run() -> None:
+        queue = UnrollQueue(4, 4)
+        getter = asyncio.create_task(queue.get())
+        await asyncio.sleep(0)
+        queue.close()
+        with pytest.raises(EndOfUnrolls):
+            await getter
+
+    asyncio.run(run())
+
+
+def test_buffers_come_back_when_their_last_column_is_released() -> None:
+    """An unroll split over two batches is given back after both are released, once."""
+
+    async def run() -> None:
+        back: list[int] = []
+        queue = UnrollQueue(4, 2)
+        made = unroll(4)
+        await queue.put(made, lambda unroll: back.append(id(unroll)))
+        one, two = await queue.get(), await queue.get()
+        queue.release(two)
+        assert back == []
+        queue.release(one)
+        assert back == [id(made)]
+
+    asyncio.run(run())
+
+
+def test_capacity_below_a_batch_is_refused() -> None:
+    """A queue that could never hold a whole batch would wait for ever: say so instead."""
+    with pytest.raises(ValueError, match="capacity=2 must be >= 4"):
+        UnrollQueue(2, 4)
+
+
+def test_free_list_makes_only_what_is_in_use() -> None:
+    """Buffers given back are handed out again."""
+    buffers = UnrollBuffers(lambda: unroll(1))
+    one, two = buffers.take(), buffers.take()
+    buffers.give_back(one)
+    assert buffers.take() is one
+    assert buffers.take() is not two
+    assert buffers.num_made == 3
+
+
+def test_gather_keeps_columns_and_their_state_together() -> None:
+    """Gathered columns carry their own observation, action and core state, in order."""
+    one, two = unroll(3, 1), unroll(3, 2)
+    batch = gather_columns([Columns(one, 1, 3), Columns(two, 0, 1)])
+    assert batch.reward.tolist() == [[11, 12, 20]] * 3
+    assert batch.action.tolist() == [[11, 12, 20]] * 2
+    assert batch.observation[0, :, 0].tolist() == [11, 12, 20]
+    assert batch.core_state[0][:, 0].tolist() == [11, 12, 20]
+    assert batch.observation.flags.c_contiguous
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_split_covers_every_column_once(size: int) -> None:
+    """Runs hold at most ``size`` columns and together all of them, in order."""
+    parts = [Columns(unroll(3, 1), 1, 3), Columns(unroll(4, 2), 0, 4), Columns(unroll(2, 3), 0, 1)]
+    runs = split_columns(parts, size)
+    assert [mark for run in runs for mark in taken(run)] == taken(parts)
+    assert all(1 <= len(taken(run)) <= size for run in runs)
+    assert len(runs) == -(-7 // size)
