@@ -318,8 +318,9 @@ class DynamicBatcher:
 
     def _ring(self, loop: asyncio.AbstractEventLoop, deadline_s: float) -> None:
         """The timer. Loops round: it may be up to a millisecond early, and is right then, too."""
-        self._timer = None
-        self._flush_if_due(loop, max(deadline_s, loop.time()))
+        if loop is self._loop:
+            self._timer = None
+            self._flush_if_due(loop, max(deadline_s, loop.time()))
 
     def _flush_if_due(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
         while self._pending:

@@ -12,6 +12,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from asyncagent.errors import UsageError
 from asyncagent.structs import Nest, PolicyStep
 
 
@@ -25,20 +26,20 @@ class Snapshot(NamedTuple):
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is a device. ValueError, one line, for what is not there."""
+    """``auto`` is CUDA where there is a device. UsageError for what is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device={name!r} must be auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"device={name!r} must be auto, cpu, cuda or cuda:N") from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise ValueError(f"device={name!r} must be auto, cpu, cuda or cuda:N")
+        raise UsageError(f"device={name!r} must be auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
-        raise ValueError(f"device={name!r} is not there: torch sees {count} CUDA devices")
+        raise UsageError(f"device={name!r} is not there: torch sees {count} CUDA devices")
     return device
 
 

@@ -172,8 +172,8 @@ def test_a_timer_that_rings_early_is_right() -> None:
         loop.early_s = 0.0005
         answer = batcher(rows(1))
         timers = loop.timers
-        await answer
-        assert loop.timers - timers == 1
+        await turns()
+        assert answer.done() and loop.timers - timers == 1
 
     run_virtual(main())
 
@@ -384,20 +384,32 @@ def test_cancelled_callers_do_not_count_as_waiting() -> None:
     run_virtual(main())
 
 
-def test_cancel_in_mid_batch() -> None:
-    """A waiter that leaves while its batch computes costs the others nothing."""
+@pytest.mark.parametrize("end", ["answer", "exception", "close"])
+def test_cancel_in_mid_batch(end: str) -> None:
+    """A waiter that leaves while its batch computes costs the others nothing, however it ends."""
 
     async def main() -> None:
+        def fn(x: np.ndarray) -> np.ndarray:
+            if end == "exception":
+                raise ZeroDivisionError
+            return -x
+
         thread = HeldThread()
-        batcher = DynamicBatcher(Tape(), thread=thread)
-        tasks = [asyncio.ensure_future(batcher(rows(k, 10 * k))) for k in (1, 2, 3)]
+        batcher = DynamicBatcher(fn, thread=thread)
+        futures = [batcher(rows(k, 10 * k)) for k in (1, 2, 3)]
         await turns()
-        tasks[1].cancel()
+        futures[1].cancel()
+        if end == "close":
+            batcher.close()
         thread.release()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert isinstance(results[1], asyncio.CancelledError)
-        np.testing.assert_array_equal(results[0], rows(-1, -10))
-        np.testing.assert_array_equal(results[2], rows(-3, -30))
+        first, left, last = await asyncio.gather(*futures, return_exceptions=True)
+        assert isinstance(left, asyncio.CancelledError)
+        if end == "answer":
+            np.testing.assert_array_equal(first, rows(-1, -10))
+            np.testing.assert_array_equal(last, rows(-3, -30))
+        else:
+            expected = {"exception": ZeroDivisionError, "close": BatcherClosed}[end]
+            assert type(first) is type(last) is expected
 
     run_virtual(main())
 
@@ -705,6 +717,28 @@ def test_another_loop_is_refused_while_the_first_runs() -> None:
     asyncio.run(main())
 
 
+def test_a_loop_that_rests() -> None:
+    """A loop that neither runs nor waits for an answer lets the next one in; else it does not."""
+    batcher = DynamicBatcher(Tape(), 2)
+
+    async def ask(*requests: np.ndarray) -> None:
+        async with asyncio.timeout(WATCHDOG_S):
+            await asyncio.gather(*map(batcher, requests))
+
+    async def leave() -> asyncio.Future[Any]:
+        return batcher(rows(1))
+
+    with asyncio.Runner() as first, asyncio.Runner() as second, batcher:
+        first.run(ask(rows(1), rows(2)))
+        second.run(ask(rows(3), rows(4)))
+        left_behind = second.run(leave())
+        with pytest.raises(RuntimeError, match="another event loop"):
+            first.run(ask(rows(5), rows(6)))
+        left_behind.cancel()
+        first.run(ask(rows(7), rows(8)))
+    assert batcher.statistics().rows == 6
+
+
 def test_a_batcher_forgotten_unclosed_ends_its_thread() -> None:
     """A batcher dropped without close leaves no thread behind."""
     batcher = DynamicBatcher(Tape(), name="forgotten")
@@ -878,8 +912,8 @@ class Story:
             mine = list(range(self.num_rows, self.num_rows + number))
             self.num_rows += number
             self.asked.append((self.batcher(rows(*mine)), mine))
-        elif event == "cancel" and number < len(self.asked):
-            future, mine = self.asked[number]
+        elif event == "cancel" and self.asked:
+            future, mine = self.asked[-1 - number % len(self.asked)]
             queued = [id(request.future) for request in self.batcher._pending]
             if id(future) in queued:
                 self.cancelled_early.update(mine)

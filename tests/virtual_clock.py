@@ -62,9 +62,17 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 def run_virtual(main: Coroutine[Any, Any, R]) -> R:
-    """``asyncio.run`` on a virtual clock, with asyncio's debug checks."""
+    """``asyncio.run`` on a virtual clock, with asyncio's debug checks.
+
+    An exception that would only be logged (in a callback, or in a future nobody awaited) is an
+    AssertionError here.
+    """
+    problems: list[dict[str, Any]] = []
     with asyncio.Runner(debug=True, loop_factory=VirtualClockLoop) as runner:
-        return runner.run(main)
+        runner.get_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+        result = runner.run(main)
+    assert not problems, problems
+    return result
 
 
 async def turns(count: int = 5) -> None:

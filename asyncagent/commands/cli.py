@@ -25,16 +25,39 @@ def parse(
 
     ``--help`` prints and exits with 0. Raises ConfigError, one line, for what does not parse.
     """
-    check_names(arguments, [field.name for field in dataclasses.fields(kind)])  # type: ignore[arg-type]
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    check_names(arguments, [field.name for field in fields])
+    switches = {field.name for field in fields if field.type in (bool, "bool")}
+    options: dict[str, Any] = {} if default is None else {"default": default}
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            options: dict[str, Any] = {} if default is None else {"default": default}
-            return tyro.cli(kind, prog=prog, description=description, args=arguments, **options)
+            return tyro.cli(
+                kind,
+                prog=prog,
+                description=description,
+                args=[_switch(argument, switches) for argument in arguments],
+                config=(tyro.conf.FlagConversionOff,),
+                **options,
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise ConfigError(_one_line(said.getvalue())) from None
+
+
+def _switch(argument: str, switches: set[str]) -> str:
+    """A switch may be written --use_lstm, --use_lstm=true or --no_use_lstm."""
+    name, equals, value = argument.partition("=")
+    name = name.removeprefix("--").replace("-", "_")
+    if not argument.startswith("--"):
+        return argument
+    if name in switches:
+        spelt = {"true": "True", "1": "True", "false": "False", "0": "False"}
+        return f"--{name}={spelt.get(value.lower(), value) if equals else 'True'}"
+    if name.removeprefix("no_") in switches and not equals:
+        return f"--{name.removeprefix('no_')}=False"
+    return argument
 
 
 def check_names(arguments: Sequence[str], known: Sequence[str]) -> None:
@@ -65,6 +88,7 @@ def value_of(arguments: Sequence[str], name: str) -> str | None:
 def _one_line(text: str) -> str:
     words = re.sub(r"[─-╿]", " ", text).split()
     line = " ".join(words)
+    line = re.sub(r"^Value error Error parsing (--\S+) (.*?) Argument helptext:.*$", r"\1 \2", line)
     line = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", line)
     return re.sub(r"\s*For full helptext,.*$", "", line) or "the flags cannot be parsed"
 

@@ -29,8 +29,7 @@ def level_names() -> list[str]:
 
 def check_level(level_name: str) -> None:
     """UsageError, with the nearest valid choices in one line, unless the level can be played."""
-    known = [*level_names(), *(atari.PREFIX + alias for alias in atari.ALIASES)]
-    if level_name in known:
+    if level_name in level_names() or level_name.removeprefix(atari.PREFIX) in atari.ALIASES:
         return
     if level_name.startswith("doom_"):
         raise UsageError(f"level_name={level_name!r}: this version does not support ViZDoom levels")
@@ -38,7 +37,7 @@ def check_level(level_name: str) -> None:
         raise UsageError(
             f"level_name={level_name!r}: this version does not support DeepMind Lab levels"
         )
-    near = _nearest(level_name, known)
+    near = _nearest(level_name)
     if near:
         raise UsageError(f"unknown level_name={level_name!r}: did you mean {' or '.join(near)}?")
     raise UsageError(
@@ -47,13 +46,13 @@ def check_level(level_name: str) -> None:
     )
 
 
-def _nearest(level_name: str, known: list[str]) -> list[str]:
+def _nearest(level_name: str) -> list[str]:
     # What all Atari levels share tells nothing; and people write breakout, Breakout, Breakout-v5.
     def core(name: str) -> str:
         name = re.sub(r"[^a-z0-9]", "", name.lower().removeprefix(atari.PREFIX))
         return re.sub(r"(noframeskip)?v\d$", "", name)
 
-    names = {core(name): name for name in known}
+    names = {core(name): name for name in level_names()}
     near = difflib.get_close_matches(core(level_name), names, n=3, cutoff=0.7)
     return [names[name] for name in near]
 

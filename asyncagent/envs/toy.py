@@ -11,6 +11,7 @@ Every episode is a whole game; an agent step is one frame.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,8 @@ class EnvpoolToyEngine:
 
     def __init__(self, level_name: str, seeds: list[int], num_threads: int) -> None:
         envpool = import_engine("envpool", "atari")
+        # About cartpole's bounds, which nobody reads here.
+        warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
         self.spec = SPECS[level_name]
         self.num_envs = len(seeds)
         self._in_order = np.arange(self.num_envs)

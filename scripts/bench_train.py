@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Frames per second of training for a fixed work, as JSON.
+
+    python scripts/bench_train.py --level_name=atari_breakout --net=shallow --seconds=30
+
+Trains in a temporary folder, leaves the first ``--warmup_s`` seconds out, and prints the median,
+minimum and maximum of the per-second rates of frames learned from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from asyncagent.config import cores, resolve
+
+
+def measure(arguments: argparse.Namespace, logdir: Path) -> dict[str, object]:
+    """Train for warm-up and seconds; the figures of the seconds after the warm-up."""
+    from asyncagent.loop import train
+
+    flags = {"net": arguments.net} if arguments.net else {}
+    if arguments.num_actors:
+        flags["num_actors"] = arguments.num_actors
+    config = resolve(
+        arguments.level_name,
+        arguments.preset,
+        use_lstm=arguments.use_lstm,
+        logdir=str(logdir),
+        total_environment_frames=10**12,
+        report_interval_s=1.0,
+        **flags,
+    )
+    duration_s = arguments.warmup_s + arguments.seconds
+    # SIGINT to ourselves ends the run as a person would.
+    timer = threading.Timer(duration_s, os.kill, (os.getpid(), 2))
+    timer.daemon = True
+    timer.start()
+    train(config)
+    reports = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
+    counted = [r for r in reports if arguments.warmup_s <= r["time_s"] <= duration_s]
+    if len(counted) < 2:
+        raise SystemExit("bench_train: too few reports; give more --seconds")
+    first, last = counted[0], counted[-1]
+    rates = [r["frames_per_s"] for r in counted[1:]]
+    mean = (last["frames"] - first["frames"]) / (last["time_s"] - first["time_s"])
+    return {
+        "level_name": config.level_name,
+        "net": config.net,
+        "use_lstm": config.use_lstm,
+        "num_actors": config.num_actors,
+        "batch_size": config.batch_size,
+        "unroll_length": config.unroll_length,
+        "cores": cores(),
+        "seconds": round(last["time_s"] - first["time_s"], 1),
+        "frames_per_s": round(mean),
+        "frames_per_s_median": round(statistics.median(rates)),
+        "frames_per_s_min": round(min(rates)),
+        "frames_per_s_max": round(max(rates)),
+        "policy_lag_mean": round(statistics.fmean(r["policy_lag_mean"] for r in counted), 2),
+        "updates": last["updates"] - first["updates"],
+    }
+
+
+def main() -> None:
+    """Parse the flags, train, print one JSON object on stdout."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--level_name", default="atari_breakout")
+    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--net", default="", help="default: the preset's")
+    parser.add_argument("--use_lstm", action="store_true")
+    parser.add_argument("--num_actors", type=int, default=0, help="default: the preset's")
+    parser.add_argument("--seconds", type=float, default=30.0, help="measured time")
+    parser.add_argument("--warmup_s", type=float, default=10.0, help="time left out before it")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench_train_") as folder:
+        # The run talks on stdout; the figures alone belong there.
+        stdout = os.dup(1)
+        os.dup2(2, 1)
+        result = measure(arguments, Path(folder))
+        sys.stdout.flush()
+        os.dup2(stdout, 1)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""envpool and ale-py play the same games: byte by byte, and by their statistics."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from asyncagent.config import Config
+from asyncagent.envs import make_group
+from asyncagent.envs.atari import (
+    MAX_FRAMES,
+    MINIMAL_ACTIONS,
+    PROTOCOLS,
+    AtariEngine,
+    atari_spec,
+    make_emulators,
+)
+from asyncagent.envs.emulators import AleEmulators, EnvpoolEmulators
+from asyncagent.structs import Episode
+
+Backend = Literal["envpool", "ale"]
+
+OTHER_SCREENS = set(
+    """adventure air_raid carnival journey_escape keystone_kapers king_kong klax laser_gates mr_do
+    pacman pooyan sir_lancelot space_war""".split()  # noqa: SIM905
+)
+"""Games whose screen is not 210 lines high: envpool cuts it off, ale-py shrinks all of it."""
+
+
+def twins(
+    game: str, protocol: str, *, num_envs: int, action_repeats: int = 4, max_frames: int
+) -> tuple[AtariEngine, AtariEngine]:
+    """The same environments on either backend, with one no-op (ale-py: none or one) at a start."""
+    rules = PROTOCOLS[protocol]
+    made = []
+    for kind in (EnvpoolEmulators, AleEmulators):
+        emulators = kind(
+            game,
+            list(range(10, 10 + num_envs)),
+            action_repeats=action_repeats,
+            sticky=rules.sticky,
+            max_noops=1,
+            full_action_space=rules.full_action_space,
+            num_threads=1,
+        )
+        made.append(
+            AtariEngine(
+                emulators, game, protocol, action_repeats=action_repeats, max_frames=max_frames
+            )
+        )
+    return made[0], made[1]
+
+
+def assert_same_play(
+    game: str,
+    protocol: str,
+    num_steps: int,
+    *,
+    num_envs: int = 4,
+    action_repeats: int = 4,
+    max_frames: int = MAX_FRAMES,
+) -> dict[str, int]:
+    """Random play must be equal, field by field, wherever both started with one no-op.
+
+    Compares each environment to the end of its first game; returns how often what was seen.
+    """
+    engines = twins(
+        game, protocol, num_envs=num_envs, action_repeats=action_repeats, max_frames=max_frames
+    )
+    rng = np.random.default_rng(0)
+    rows = [engine.reset() for engine in engines]
+    same = (rows[0].observation == rows[1].observation).all(axis=(1, 2, 3))
+    assert same.any(), f"{game}: no environment started alike"
+    seen = {"envs": int(same.sum()), "episodes": 0, "truncations": 0, "games": 0, "points": 0}
+    for step in range(num_steps):
+        action = rng.integers(engines[0].spec.num_actions, size=num_envs)
+        one, two = rows = [engine.step(action) for engine in engines]
+        for field in ("reward", "terminated", "truncated", "game_over"):
+            pair = getattr(one, field)[same], getattr(two, field)[same]
+            assert (pair[0] == pair[1]).all(), (game, protocol, step, field)
+        # Of a game that ended by itself the backends show different last frames.
+        ended = one.game_over & ~one.truncated
+        assert (one.observation[same, :3] == two.observation[same, :3]).all(), (game, step)
+        shown = same & ~ended
+        assert (one.observation[shown] == two.observation[shown]).all(), (game, step)
+        seen["episodes"] += int((one.terminated & same).sum())
+        seen["truncations"] += int((one.truncated & same).sum())
+        seen["games"] += int((one.game_over & same).sum())
+        seen["points"] += int((one.reward[same] != 0).sum())
+        same = same & ~one.game_over
+        if not same.any():
+            break
+    for engine in engines:
+        engine.close()
+    return seen
+
+
+def test_breakout_is_the_same_to_the_end() -> None:
+    """Whole games of Breakout: pixels, points, five lost lives, game over, FIRE in each opening."""
+    seen = assert_same_play("breakout", "impala2018", 600)
+    assert seen["games"] == seen["envs"] and seen["episodes"] == 5 * seen["games"]
+    assert seen["points"] > 0
+
+
+def test_sticky_actions_stick_alike() -> None:
+    """machado2018's sticky actions, with equal seeds, are drawn alike: 18 actions, whole games."""
+    seen = assert_same_play("boxing", "machado2018", 150)
+    assert seen["points"] > 0 and seen["episodes"] == 0
+
+
+@pytest.mark.parametrize("action_repeats", [1, 3, 4])
+def test_time_limit_is_the_same(action_repeats: int) -> None:
+    """The same step is truncated on either backend, whatever the repeats."""
+    seen = assert_same_play(
+        "seaquest", "impala2018", 70, action_repeats=action_repeats, max_frames=60 * action_repeats
+    )
+    assert seen["truncations"] == seen["games"] == seen["envs"]
+
+
+@pytest.mark.parametrize("game", ["ms_pacman", "up_n_down"])
+def test_actions_mean_the_same(game: str) -> None:
+    """Random actions, all of the minimal set, move the same game the same way."""
+    assert_same_play(game, "impala2018", 100, num_envs=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("game", sorted(set(MINIMAL_ACTIONS) - OTHER_SCREENS))
+def test_every_game_is_the_same(game: str, protocol: str) -> None:
+    """Every game whose screen both show in full is the same, pixel by pixel."""
+    assert_same_play(game, protocol, 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", sorted(OTHER_SCREENS))
+def test_other_screens_play_the_same(game: str) -> None:
+    """Where the pictures differ, actions, points, lives and ends still agree."""
+    engines = twins(game, "impala2018", num_envs=6, max_frames=MAX_FRAMES)
+    rng = np.random.default_rng(0)
+    for engine in engines:
+        engine.reset()
+    score = np.zeros((2, 6))
+    ends = np.zeros((2, 6))
+    for _ in range(150):
+        action = rng.integers(engines[0].spec.num_actions, size=6)
+        for k, engine in enumerate(engines):
+            rows = engine.step(action)
+            score[k] += rows.reward
+            ends[k] += rows.terminated
+    same = (score[0] == score[1]) & (ends[0] == ends[1])
+    assert same.any(), (game, score, ends)
+
+
+@pytest.mark.parametrize("game", ["breakout", "montezuma_revenge", "skiing", "pong"])
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+def test_specs_agree(game: str, protocol: str) -> None:
+    """Either backend has the table's action count and observation."""
+    for backend in ("envpool", "ale"):
+        emulators = make_emulators(
+            game, protocol, [1], backend=backend, action_repeats=4, num_threads=1
+        )
+        spec = atari_spec(game, protocol, 4)
+        emulators.restart(np.arange(1))
+        frames = emulators.step(np.array([spec.num_actions - 1]))
+        assert emulators.num_actions == spec.num_actions
+        assert frames.observation.shape[1:] == spec.observation.shape
+        assert str(frames.observation.dtype) == spec.observation.dtype
+        assert (frames.reward.dtype, frames.lives.dtype) == ("float32", "int32")
+
+
+def openings(backend: Backend, restarts: int) -> dict[bytes, int]:
+    """How often each first observation of Freeway, whose cars move with every frame, occurs."""
+    emulators = make_emulators(
+        "freeway", "impala2018", [1, 2], backend=backend, action_repeats=4, num_threads=1
+    )
+    counts: dict[bytes, int] = {}
+    for _ in range(restarts):
+        emulators.restart(np.arange(2))
+        for observation in emulators.step(np.zeros(2, np.int64)).observation:
+            key = observation[3].tobytes()
+            counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def test_noops() -> None:
+    """Both start with up to 30 no-ops, evenly distributed; only ale-py knows a start without."""
+    of_envpool, of_ale = openings("envpool", 150), openings("ale", 150)
+    assert (len(of_envpool), len(of_ale)) == (30, 31)
+    assert set(of_envpool) < set(of_ale)
+    for counts in (of_envpool, of_ale):
+        assert scipy.stats.chisquare(list(counts.values())).pvalue > 0.01
+
+
+def random_games(backend: Backend, level_name: str, num_envs: int, games: int) -> list[Episode]:
+    """The first ``games`` games of each of ``num_envs`` environments, played at random."""
+
+    async def main() -> list[Episode]:
+        config = Config(level_name=level_name, atari_backend=backend, env_threads=1)
+        group = make_group(config, num_envs=num_envs, first_env_index=0, seed=1)
+        rng = np.random.default_rng(2)
+        played: list[list[Episode]] = [[] for _ in range(num_envs)]
+        await group.reset()
+        while min(map(len, played)) < games:
+            row = await group.step(rng.integers(group.spec.num_actions, size=num_envs))
+            for game in row.episodes:
+                played[game.env_index].append(game)
+        await group.close()
+        # A fixed share per environment: whoever is done first would favour short games.
+        return [game for of_env in played for game in of_env[:games]]
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("level_name", "num_envs", "games"),
+    [
+        ("atari_breakout", 8, 4),
+        pytest.param("atari_breakout", 20, 10, marks=pytest.mark.slow),
+        pytest.param("atari_pong", 20, 10, marks=pytest.mark.slow),
+    ],
+)
+def test_random_games_are_indistinguishable(level_name: str, num_envs: int, games: int) -> None:
+    """Returns and lengths of random whole games: Kolmogorov-Smirnov p > 0.01."""
+    one = random_games("envpool", level_name, num_envs, games)
+    two = random_games("ale", level_name, num_envs, games)
+    assert len(one) == len(two) == num_envs * games
+    for field in ("episode_return", "steps"):
+        samples = [[getattr(game, field) for game in played] for played in (one, two)]
+        result = scipy.stats.ks_2samp(*samples)
+        print(level_name, field, [round(np.mean(sample), 2) for sample in samples], result.pvalue)
+        assert result.pvalue > 0.01
