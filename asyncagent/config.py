@@ -107,7 +107,7 @@ class Config:
     """CPU threads of the inference thread's operators."""
     learner_threads: int = 1
     """CPU threads of the learner thread's operators."""
-    micro_batch_rows: int = 64
+    micro_batch_rows: int = 192
     """On a CPU, learn from about this many rows at a time so that they fit the cache, and add the
     gradients up; 0 takes the batch whole."""
     inference_timeout_ms: float = 100.0

@@ -82,9 +82,7 @@ def evaluate(
     if num_episodes < 1:
         raise UsageError(f"test_num_episodes={num_episodes} must be >= 1")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(
-            _evaluate(Path(logdir), num_episodes, greedy, seed, device, on_episode)
-        )
+        return runner.run(_evaluate(Path(logdir), num_episodes, greedy, seed, device, on_episode))
 
 
 async def _evaluate(

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import optree
 import torch
 from torch import Tensor, nn
 
 from asyncagent.config import Config
 from asyncagent.losses import LossOutput, impala_loss
+from asyncagent.metrics import LearnerStatistics
 from asyncagent.optim import clip_grad_norm, linear_learning_rate, make_optimizer
 from asyncagent.policy import Policy
-from asyncagent.structs import Nest, Unroll
+from asyncagent.structs import Nest, Unroll, map_nest
 from asyncagent.unroll import Columns, gather_columns, split_columns
 
 
@@ -30,27 +30,6 @@ class Schedule(NamedTuple):
     def learning_rate(self, frames: int) -> float:
         """The rate at ``frames`` frames; never negative."""
         return linear_learning_rate(self.rate, frames - self.start, self.end - self.start)
-
-
-class LearnerStatistics(NamedTuple):
-    """Means per update since the last call of ``take_statistics``; nan before the first update."""
-
-    total_loss: float
-    policy_gradient_loss: float
-    baseline_loss: float
-    entropy_loss: float
-    grad_norm: float
-    """Before clipping."""
-    entropy: float
-    """Nats per valid row."""
-    policy_lag_mean: float
-    """Updates between acting and learning, mean over rows."""
-    policy_lag_max: int
-    rho_mean: float
-    """Mean importance weight over valid rows, before any clip."""
-    learning_rate: float
-    action_counts: np.ndarray
-    """int64 [A]: how often each action was learned from."""
 
 
 class Learner:
@@ -77,6 +56,7 @@ class Learner:
         self._parameters = list(self.net.parameters())
         self._optimizer = make_optimizer(config, self._parameters)
         self._threads_set = False
+        self._lag_max = 0
         self._reset_statistics()
 
     def update(self, parts: list[Columns]) -> None:
@@ -165,13 +145,14 @@ class Learner:
     def _micro_batches(self, parts: list[Columns]) -> Iterator[Unroll]:
         size = self._config.batch_size
         if self._device.type == "cpu" and self._config.micro_batch_rows:
-            size = max(1, self._config.micro_batch_rows // (self._config.unroll_length + 1))
+            columns = max(1, self._config.micro_batch_rows // (self._config.unroll_length + 1))
+            size = math.ceil(size / math.ceil(size / columns))  # of equal size, not one small last
         for run in split_columns(parts, size):
             yield gather_columns(run)
 
     def _loss(self, unroll: Unroll) -> LossOutput:
         config = self._config
-        batch: Unroll = optree.tree_map(self._to_device, unroll)
+        batch = map_nest(self._to_device, unroll)
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             output = self.net(
                 batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state

@@ -26,8 +26,15 @@ from asyncagent.config import Config
 from asyncagent.envs import env_spec, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import CheckpointError, EndOfUnrolls
-from asyncagent.learner import Learner, LearnerStatistics
-from asyncagent.metrics import Counters, MetricsFile, Report, TensorBoard, Terminal
+from asyncagent.learner import Learner
+from asyncagent.metrics import (
+    Counters,
+    LearnerStatistics,
+    MetricsFile,
+    Report,
+    TensorBoard,
+    Terminal,
+)
 from asyncagent.models import make_net
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.threads import NamedThread
@@ -106,12 +113,8 @@ class _Run:
             max(1024, config.group_size),
             config.inference_timeout_ms,
         )
-        self.queue = UnrollQueue(
-            max(config.batch_size, config.group_size), config.batch_size
-        )
-        self.terminal = Terminal(
-            config.level_name, config.total_environment_frames, learner.frames
-        )
+        self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
+        self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
         self.last_report: Report | None = None

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -73,19 +73,25 @@ class Report(NamedTuple):
         return json.dumps(values)
 
 
-class LearnerFigures(Protocol):
-    """What a report takes from the learner."""
+class LearnerStatistics(NamedTuple):
+    """Means per update since the last call of ``take_statistics``; nan before the first update."""
 
     total_loss: float
     policy_gradient_loss: float
     baseline_loss: float
     entropy_loss: float
     grad_norm: float
+    """Before clipping."""
     entropy: float
+    """Nats per valid row."""
     policy_lag_mean: float
+    """Updates between acting and learning, mean over rows."""
     policy_lag_max: int
     rho_mean: float
+    """Mean importance weight over valid rows, before any clip."""
     learning_rate: float
+    action_counts: Any
+    """int64 [A]: how often each action was learned from."""
 
 
 class Counters:
@@ -126,7 +132,7 @@ class Counters:
         return episodes
 
     def report(
-        self, frames: int, updates: int, figures: LearnerFigures, inference_batch_mean: float,
+        self, frames: int, updates: int, figures: LearnerStatistics, inference_batch_mean: float,
         queue_columns: int,
     ) -> Report:  # fmt: skip
         """The report since the last one; ``frames`` and ``updates`` are the learner's totals."""
@@ -215,7 +221,7 @@ class TensorBoard:
 
         self._action_repeats = action_repeats
         purge = resume_frames or None
-        self._writer: SummaryWriter = SummaryWriter(str(logdir), purge_step=purge)  # type: ignore[no-untyped-call]
+        self._writer: SummaryWriter = SummaryWriter(str(logdir), purge_step=purge)
 
     def write(
         self, report: Report, episodes: list[Episode], action_counts: np.ndarray | int
@@ -232,18 +238,18 @@ class TensorBoard:
             self._scalar(f"{level}/episode_frames", frames, report.frames)
         if isinstance(action_counts, np.ndarray) and action_counts.sum():
             self._histogram("action", action_counts, report.frames)
-        self._writer.flush()  # type: ignore[no-untyped-call]
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush and close; harmless when repeated."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+        self._writer.add_scalar(tag, value, step)
 
     def _histogram(self, tag: str, counts: np.ndarray, step: int) -> None:
         values = np.arange(len(counts))
-        self._writer.add_histogram_raw(  # type: ignore[no-untyped-call]
+        self._writer.add_histogram_raw(
             tag,
             min=0,
             max=len(counts) - 1,

@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import optree
 import torch
 from torch import Tensor, nn
 
 from asyncagent.errors import UsageError
-from asyncagent.structs import Nest, PolicyStep
+from asyncagent.structs import Nest, PolicyStep, map_nest
 
 
 class Snapshot(NamedTuple):
@@ -88,12 +87,13 @@ class Policy:
         self._generator = torch.Generator(device).manual_seed(seed)
         self._generator_lock = threading.Lock()
         self._threads_set = False
-        low = getattr(net, "low_precision_parameters", set)()
+        low: set[str] = getattr(net, "low_precision_parameters", set)()
         self._dtypes = [
-            dtype if name in low else parameter.dtype
-            for name, parameter in net.named_parameters()
+            dtype if name in low else parameter.dtype for name, parameter in net.named_parameters()
         ]
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._loaded: Snapshot | None = None
         self._current: Snapshot
         self.publish(0, net)
@@ -105,7 +105,7 @@ class Policy:
 
     def initial_state(self, num_rows: int) -> Nest:
         """Core state before the first row: nest of float32 numpy arrays [num_rows, ...]."""
-        return optree.tree_map(lambda leaf: leaf.numpy(), self._net.initial_state(num_rows))  # type: ignore[operator]
+        return map_nest(lambda leaf: leaf.numpy(), self._net.initial_state(num_rows))  # type: ignore[operator]
 
     def publish(self, version: int, net: nn.Module) -> None:
         """Copy the weights of ``net`` and let the next batch act with them."""
@@ -116,7 +116,7 @@ class Policy:
             )
         ready = None
         if self._stream is not None:
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record(torch.cuda.current_stream(self._device))
         self._current = Snapshot(version, parameters, ready)
 
@@ -131,18 +131,16 @@ class Policy:
             self._threads_set = True
         snapshot = self._load()
         with torch.inference_mode(), torch.cuda.stream(self._stream):
-            inputs = optree.tree_map(
-                self._to_device, (observation, reward, last_action, first)
-            )
-            rows = optree.tree_map(lambda leaf: leaf.unsqueeze(0), inputs)
-            state = optree.tree_map(self._to_device, core_state)
+            inputs = map_nest(self._to_device, (observation, reward, last_action, first))
+            rows = map_nest(lambda leaf: leaf.unsqueeze(0), inputs)
+            state = map_nest(self._to_device, core_state)
             with torch.autocast(
                 self._device.type, self._dtype, enabled=self._dtype != torch.float32
             ):
                 logits, _, state = self._net(*rows, state)
             logits = logits.squeeze(0)
             action = self._choose(logits)
-            logits, action, state = optree.tree_map(
+            logits, action, state = map_nest(
                 lambda leaf: leaf.to("cpu").numpy(), (logits, action, state)
             )
         version = np.full(len(action), snapshot.version, np.int64)

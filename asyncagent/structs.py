@@ -13,11 +13,13 @@ last_action 0.  Row ``T`` carries no action: it is row 0 of the next unroll.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import optree
 
 Nest: TypeAlias = Any
 """A tree of arrays (or of specs) that optree walks."""
@@ -25,6 +27,11 @@ Nest: TypeAlias = Any
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+
+
+def map_nest(function: Callable[..., Any], nest: Nest, *others: Nest) -> Nest:
+    """``function(leaf, ...)`` of every leaf, in a nest of the same structure."""
+    return optree.tree_map(function, nest, *others)
 
 
 @dataclass(frozen=True)

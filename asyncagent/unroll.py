@@ -11,7 +11,7 @@ import numpy as np
 import optree
 
 from asyncagent.errors import EndOfUnrolls
-from asyncagent.structs import EnvSpec, EnvStep, IntArray, Nest, PolicyStep, Unroll
+from asyncagent.structs import EnvSpec, EnvStep, IntArray, Nest, PolicyStep, Unroll, map_nest
 
 
 def empty_unroll(unroll_length: int, num_envs: int, spec: EnvSpec, initial_state: Nest) -> Unroll:
@@ -19,7 +19,7 @@ def empty_unroll(unroll_length: int, num_envs: int, spec: EnvSpec, initial_state
     rows = (unroll_length + 1, num_envs)
     steps = (unroll_length, num_envs)
     return Unroll(
-        observation=optree.tree_map(
+        observation=map_nest(
             lambda leaf: np.empty(rows + leaf.shape, leaf.dtype), spec.observation
         ),
         reward=np.empty(rows, np.float32),
@@ -31,7 +31,7 @@ def empty_unroll(unroll_length: int, num_envs: int, spec: EnvSpec, initial_state
         behaviour_logits=np.empty((*steps, spec.num_actions), np.float32),
         policy_version=np.empty(steps, np.int64),
         valid=np.empty(steps, np.bool_),
-        core_state=optree.tree_map(np.empty_like, initial_state),
+        core_state=map_nest(np.empty_like, initial_state),
     )
 
 
@@ -189,18 +189,18 @@ class UnrollQueue:
 def gather_columns(parts: list[Columns]) -> Unroll:
     """One contiguous unroll [T+1, B, ...] of all the columns, in their order."""
     slices = [
-        optree.tree_map(
+        map_nest(
             lambda leaf, part=part: leaf[:, part.start : part.stop],
             part.unroll._replace(core_state=()),
         )
         for part in parts
     ]
     states = [
-        optree.tree_map(lambda leaf, part=part: leaf[part.start : part.stop], part.unroll.core_state)
+        map_nest(lambda leaf, part=part: leaf[part.start : part.stop], part.unroll.core_state)
         for part in parts
     ]
-    rows = optree.tree_map(lambda *leaves: np.concatenate(leaves, axis=1), *slices)
-    core_state = optree.tree_map(lambda *leaves: np.concatenate(leaves, axis=0), *states)
+    rows = map_nest(lambda *leaves: np.concatenate(leaves, axis=1), *slices)
+    core_state = map_nest(lambda *leaves: np.concatenate(leaves, axis=0), *states)
     unroll: Unroll = rows._replace(core_state=core_state)
     return unroll
 

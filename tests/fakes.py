@@ -104,6 +104,4 @@ class CountingPolicy:
         logits = np.repeat(observation, self.num_actions, axis=1).astype(np.float32)
         version = np.full(len(counter), self.calls, np.int64)
         self.calls += 1
-        return PolicyStep(
-            counter % self.num_actions, logits, (state.astype(np.float32),), version
-        )
+        return PolicyStep(counter % self.num_actions, logits, (state.astype(np.float32),), version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from tests.fakes import CounterGroup, CountingPolicy
 WATCHDOG_S = 30
 
 
-def collect(group: CounterGroup, unroll_length: int, count: int) -> tuple[list[Unroll], list[Episode]]:
+def collect(
+    group: CounterGroup, unroll_length: int, count: int
+) -> tuple[list[Unroll], list[Episode]]:
     """The first ``count`` unrolls that an actor makes of ``group``, copied."""
     policy = CountingPolicy()
     episodes: list[Episode] = []
@@ -93,7 +96,7 @@ def test_last_row_is_the_next_unrolls_first() -> None:
     group = CounterGroup([[4], [3, 1, 7]], truncations=[(0, 0)])
     unrolls, _ = collect(group, unroll_length=4, count=4)
     assert unrolls[0].truncated[4, 0], "the trajectory has an end on the seam"
-    for before, after in zip(unrolls, unrolls[1:], strict=False):
+    for before, after in itertools.pairwise(unrolls):
         for field in ("observation", "reward", "terminated", "truncated", "first", "last_action"):
             assert np.array_equal(getattr(before, field)[-1], getattr(after, field)[0]), field
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -122,7 +123,7 @@ def test_every_flag_has_a_help_text() -> None:
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config").body
     documented = {
         statement.target.id
-        for statement, following in zip(body, body[1:], strict=False)
+        for statement, following in itertools.pairwise(body)
         if isinstance(statement, ast.AnnAssign)
         and isinstance(statement.target, ast.Name)
         and isinstance(following, ast.Expr)

@@ -261,12 +261,12 @@ def test_rows_are_never_written_again(backend: Backend) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_seeds_settle_everything(backend: Backend) -> None:
     """The same seed and index play the same game twice; other indices play other games."""
-    actions = np.repeat(np.random.default_rng(2).integers(18, size=(60, 1)), 3, axis=1)
+    actions = np.repeat(np.random.default_rng(2).integers(18, size=(60, 1)), 2, axis=1)
     flags = {"atari_backend": backend, "atari_protocol": "machado2018"}
     once, again = (play("atari_boxing", actions, **flags) for _ in range(2))
     assert all((a.observation == b.observation).all() for a, b in zip(once, again, strict=True))
     last = once[-1].observation
-    assert len({last[env].tobytes() for env in range(3)}) == 3
+    assert last[0].tobytes() != last[1].tobytes()
 
 
 @pytest.mark.parametrize(("protocol", "sticks"), [("impala2018", False), ("machado2018", True)])

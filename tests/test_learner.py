@@ -61,7 +61,9 @@ def config(**flags: Any) -> Config:
     return Config(**(values | flags))
 
 
-def unrolls(group: CounterGroup, infer: Infer, state: Nest, length: int, count: int) -> list[Columns]:
+def unrolls(
+    group: CounterGroup, infer: Infer, state: Nest, length: int, count: int
+) -> list[Columns]:
     """The first ``count`` unrolls of ``group``; their buffers are never given back."""
 
     async def run() -> list[Columns]:
@@ -203,7 +205,9 @@ def test_micro_batches_add_up_to_the_batch(rows: int) -> None:
         net = recurrent_net(group.spec)
         flags = {"batch_size": 5, "num_actors": 5, "micro_batch_rows": micro_batch_rows}
         parts_of_net = [
-            Columns(part.unroll._replace(core_state=(np.zeros((5, 16), np.float32),) * 2), *part[1:])
+            Columns(
+                part.unroll._replace(core_state=(np.zeros((5, 16), np.float32),) * 2), *part[1:]
+            )
             for part in parts
         ]
         learner = Learner(config(**flags), net, CPU, torch.float32)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from asyncagent.config import resolve
 from asyncagent.evaluation import evaluate
 from asyncagent.loop import train
 
 
-def mean_return(logdir: Path, level_name: str, **flags: object) -> float:
+def mean_return(logdir: Path, level_name: str, **flags: Any) -> float:
     """Train with a fixed seed; mean return of 500 fresh games of the final policy."""
     config = resolve(level_name, logdir=str(logdir), seed=1, report_interval_s=10.0, **flags)
     train(config)

@@ -109,9 +109,9 @@ def test_tensorboard_has_the_ancestors_tags(tmp_path: Path, groups: list[Group])
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(config(tmp_path))
-    events = EventAccumulator(str(tmp_path))  # type: ignore[no-untyped-call]
-    events.Reload()  # type: ignore[no-untyped-call]
-    tags = events.Tags()  # type: ignore[no-untyped-call]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = events.Tags()
     scalars = set(tags["scalars"])
     assert {"counter/episode_return", "counter/episode_frames"} <= scalars
     assert {"learning_rate", "total_loss"} <= scalars
@@ -231,8 +231,7 @@ def test_resume_continues_frames_and_learning_rate(tmp_path: Path, groups: list[
     assert second.updates > first.updates
     assert second.time_s > first.time_s
     frames = [
-        json.loads(line)["frames"]
-        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+        json.loads(line)["frames"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
     ]
     assert frames == sorted(frames)
     again = train(config(tmp_path, total_environment_frames=6000))

@@ -19,7 +19,12 @@ C = TypeVar("C")
 
 
 def parse(
-    kind: type[C], arguments: Sequence[str], *, prog: str, description: str, default: C | None = None
+    kind: type[C],
+    arguments: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: C | None = None,
 ) -> C:
     """Parse ``--flag=value`` (also ``--flag value``, ``_`` or ``-``) into dataclass ``kind``.
 
@@ -32,7 +37,7 @@ def parse(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
+            config: C = tyro.cli(
                 kind,
                 prog=prog,
                 description=description,
@@ -40,6 +45,7 @@ def parse(
                 config=(tyro.conf.FlagConversionOff,),
                 **options,
             )
+            return config
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncagent.commands.cli import parse, value_of
-from asyncagent.config import PRESETS, Config, split_groups, resolve
+from asyncagent.config import PRESETS, Config, resolve, split_groups
 from asyncagent.envs import check_level
 from asyncagent.errors import ConfigError, UsageError
 
@@ -33,7 +33,7 @@ def configure(arguments: Sequence[str]) -> Config:
     if level_name is not None:
         check_level(level_name)
     level = level_name or "atari_breakout"
-    base = resolve(level, preset or "paper")  # type: ignore[arg-type]
+    base = resolve(level, preset or "paper")
     before = _recorded(Path(logdir or base.logdir))
     if before is not None and level_name in (None, before.level_name):
         if preset is not None and preset != before.preset:
@@ -49,9 +49,7 @@ def configure(arguments: Sequence[str]) -> Config:
             # Config checks that groups are equal; the flags below would be judged one by one.
             groups = split_groups(count, base.num_groups)
             arguments = [*arguments, f"--num_groups={groups}"]
-    return parse(
-        Config, arguments, prog="asyncagent train", description=DESCRIPTION, default=base
-    )
+    return parse(Config, arguments, prog="asyncagent train", description=DESCRIPTION, default=base)
 
 
 def run(config: Config) -> int:

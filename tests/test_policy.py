@@ -1,0 +1,129 @@
+"""The acting policy: published weights are never torn, actions follow the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asyncagent.errors import UsageError
+from asyncagent.models import make_net
+from asyncagent.policy import Policy, resolve_device, resolve_precision
+from asyncagent.structs import ArraySpec, EnvSpec, PolicyStep
+
+CPU = torch.device("cpu")
+ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), 6, 4)
+VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), 3, 1)
+
+
+def infer(policy: Policy, num_rows: int, spec: EnvSpec = VECTOR, **fields: Any) -> PolicyStep:
+    rng = np.random.default_rng(0)
+    rows = {
+        "observation": rng.integers(0, 255, (num_rows, *spec.observation.shape)).astype(
+            spec.observation.dtype
+        ),
+        "reward": np.zeros(num_rows, np.float32),
+        "last_action": np.zeros(num_rows, np.int64),
+        "first": np.zeros(num_rows, np.bool_),
+        "core_state": policy.initial_state(num_rows),
+    }
+    return policy.infer(*(rows | fields).values())
+
+
+def test_shapes_and_types() -> None:
+    """Actions int64 [N], logits float32 [N, A], version int64 [N], states float32."""
+    policy = Policy(make_net("mlp", VECTOR, True, 1), CPU, torch.float32, seed=1)
+    step = infer(policy, 5)
+    assert step.action.shape == (5,)
+    assert step.action.dtype == np.int64
+    assert step.logits.shape == (5, 3)
+    assert step.logits.dtype == np.float32
+    assert step.policy_version.tolist() == [0] * 5
+    assert [leaf.dtype for leaf in step.core_state] == [np.float32] * 2
+
+
+def test_actions_are_sampled_from_the_logits() -> None:
+    """Over 20,000 rows the frequencies are the softmax of the logits, within 4 sigma."""
+    net = make_net("mlp", VECTOR, False, 1)
+    with torch.no_grad():
+        net.policy.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))  # type: ignore[union-attr]
+    policy = Policy(net, CPU, torch.float32, seed=1)
+    count = 20_000
+    step = infer(policy, count, observation=np.zeros((count, 10, 5), np.float32))
+    probabilities = np.exp(step.logits[0]) / np.exp(step.logits[0]).sum()
+    seen = np.bincount(step.action, minlength=3) / count
+    sigma = np.sqrt(probabilities * (1 - probabilities) / count)
+    assert (np.abs(seen - probabilities) < 4 * sigma).all()
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    """A greedy policy chooses the argmax of its logits."""
+    policy = Policy(make_net("mlp", VECTOR, False, 1), CPU, torch.float32, seed=1, greedy=True)
+    step = infer(policy, 100)
+    assert np.array_equal(step.action, step.logits.argmax(-1))
+
+
+def test_published_weights_are_a_copy() -> None:
+    """Weights that change after publishing act only once they are published again."""
+    net = make_net("mlp", VECTOR, False, 1)
+    policy = Policy(net, CPU, torch.float32, seed=1)
+    before = infer(policy, 4).logits
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    assert np.array_equal(infer(policy, 4).logits, before)
+    policy.publish(7, net)
+    after = infer(policy, 4)
+    assert not np.allclose(after.logits, before)
+    assert after.policy_version.tolist() == [7] * 4
+    assert policy.version == 7
+
+
+def test_first_resets_the_state_of_its_row_only() -> None:
+    """A row with ``first`` acts as from the initial state, its neighbours from theirs."""
+    policy = Policy(make_net("mlp", VECTOR, True, 1), CPU, torch.float32, seed=1)
+    state = tuple(np.ones((2, 128), np.float32) for _ in range(2))
+    fresh = infer(policy, 2).logits
+    worn = infer(policy, 2, core_state=state).logits
+    mixed = infer(policy, 2, core_state=state, first=np.array([True, False])).logits
+    np.testing.assert_allclose(mixed[0], fresh[0], rtol=1e-5)
+    np.testing.assert_allclose(mixed[1], worn[1], rtol=1e-5)
+    assert not np.allclose(fresh, worn)
+
+
+@pytest.mark.parametrize("name", ["shallow", "deep"])
+@pytest.mark.parametrize("use_lstm", [False, True])
+def test_bfloat16_acts_as_float32_to_its_tolerance(name: str, use_lstm: bool) -> None:
+    """The bfloat16 copy's logits are those of float32 to the error of some 15 bfloat16 layers."""
+    net = make_net(name, ATARI, use_lstm, 1)
+    with torch.no_grad():
+        net.policy.weight.mul_(100)  # type: ignore[union-attr,operator]
+    exact = infer(Policy(net, CPU, torch.float32, seed=1), 8, ATARI).logits
+    rough = infer(Policy(net, CPU, torch.bfloat16, seed=1), 8, ATARI).logits
+    assert np.abs(exact).max() > 0.1
+    np.testing.assert_allclose(rough, exact, atol=0.08 * np.abs(exact).max())
+
+
+def test_generator_state_continues_the_sampling() -> None:
+    """Restored, the sampler draws what it would have drawn."""
+    net = make_net("mlp", VECTOR, False, 1)
+    one, two = (Policy(net, CPU, torch.float32, seed=seed) for seed in (1, 2))
+    infer(one, 10)
+    two.set_generator_state(one.generator_state())
+    assert np.array_equal(infer(one, 1000).action, infer(two, 1000).action)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "meta", "cpu:x"])
+def test_devices_that_are_not_there(name: str) -> None:
+    """An unknown device is a usage error that names it."""
+    with pytest.raises(UsageError, match=f"device='{name}'"):
+        resolve_device(name)
+
+
+def test_precision() -> None:
+    """A precision asked for is taken; auto takes one that exists."""
+    assert resolve_precision("float32", CPU) is torch.float32
+    assert resolve_precision("bfloat16", CPU) is torch.bfloat16
+    assert resolve_precision("auto", CPU) in (torch.float32, torch.bfloat16)
