@@ -48,7 +48,7 @@ def test_actions_are_sampled_from_the_logits() -> None:
     """Over 20,000 rows the frequencies are the softmax of the logits, within 4 sigma."""
     net = make_net("mlp", VECTOR, False, 1)
     with torch.no_grad():
-        net.policy.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))  # type: ignore[union-attr]
+        net.policy.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))  # type: ignore[union-attr,operator]
     policy = Policy(net, CPU, torch.float32, seed=1)
     count = 20_000
     step = infer(policy, count, observation=np.zeros((count, 10, 5), np.float32))

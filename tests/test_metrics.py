@@ -1,0 +1,116 @@
+"""Reports: what is counted, what is written, and what a person reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asyncagent.metrics import (
+    Counters,
+    LearnerStatistics,
+    MetricsFile,
+    Report,
+    Terminal,
+    describe,
+)
+from asyncagent.structs import Episode
+
+
+def figures(total_loss: float = 1.0) -> LearnerStatistics:
+    return LearnerStatistics(
+        total_loss, 2.0, 3.0, 4.0, 5.0, 0.6, 7.0, 8, 0.9, 1e-4, np.array([1, 2])
+    )
+
+
+def report(frames: int = 4000, mean: float = 1.5) -> Report:
+    counters = Counters(4, 0, 0, 0.0)
+    if not math.isnan(mean):
+        counters.on_row(2, (Episode("x", mean, 10, 0),))
+    return counters.report(frames, 10, figures(), 16.0, 8)
+
+
+def test_rates_are_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames, acted frames and updates per second are of the interval, not of the run."""
+    now_s = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    counters = Counters(4, 1000, 10, 50.0)
+    for _ in range(5):
+        counters.on_row(16, ())
+    now_s = 110.0
+    first = counters.report(3000, 30, figures(), 16.0, 8)
+    assert first.time_s == pytest.approx(60.0)
+    assert first.frames_per_s == pytest.approx(200.0)
+    assert first.acted_frames_per_s == pytest.approx(5 * 16 * 4 / 10)
+    assert first.updates_per_s == pytest.approx(2.0)
+    now_s = 111.0
+    second = counters.report(3100, 30, figures(), 16.0, 8)
+    assert second.frames_per_s == pytest.approx(100.0)
+    assert second.acted_frames_per_s == 0
+    assert second.updates_per_s == 0
+
+
+def test_episode_means_are_over_the_last_hundred() -> None:
+    """Means forget games beyond the window; frames are steps times repeats."""
+    counters = Counters(4, 0, 0, 0.0)
+    for value in range(150):
+        counters.on_row(1, (Episode("x", float(value), value, 0),))
+    made = counters.report(0, 0, figures(), 1.0, 0)
+    assert made.episodes == 150
+    assert made.episode_return_mean == pytest.approx(np.mean(range(50, 150)))
+    assert made.episode_frames_mean == pytest.approx(4 * np.mean(range(50, 150)))
+    assert len(counters.take_episodes()) == 150
+    assert counters.take_episodes() == []
+
+
+def test_what_is_not_a_number_is_null_in_json() -> None:
+    """Before the first game the mean return is null, and the line is strict JSON."""
+    line = report(mean=math.nan).to_json()
+    values = json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    assert values["episode_return_mean"] is None
+    assert values["policy_lag_mean"] == 7.0
+
+
+def test_file_keeps_what_was_learned_and_drops_what_was_lost(tmp_path: Path) -> None:
+    """Resumed at 2,000 frames, lines beyond it and lines cut off by a crash go."""
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path, 0)
+    for frames in (1000, 2000, 3000):
+        file.write(report(frames))
+    file.close()
+    with path.open("a") as torn:
+        torn.write('{"frames": 1500, "time')
+    resumed = MetricsFile(path, 2000)
+    resumed.write(report(2500))
+    resumed.close()
+    assert [json.loads(line)["frames"] for line in path.read_text().splitlines()] == [
+        1000,
+        2000,
+        2500,
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_line_says_what_a_person_wants_to_know() -> None:
+    """Frames, rate, return, lag and the time left at the smoothed rate."""
+    line = describe(report(frames=4000), total_frames=40_000, frames_per_s=10.0)
+    assert line.startswith("4,000 frames")
+    assert "return 1.50" in line
+    assert "lag 7.0" in line
+    assert line.endswith("left 1:00:00")
+    assert "return -" in describe(report(mean=math.nan), 40_000, 0.0)
+
+
+def test_plain_lines_where_stdout_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Piped output has one plain line per report and no control characters."""
+    with Terminal("catch", 40_000, 0) as terminal:
+        terminal.show(report(4000))
+        terminal.say("a message")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(" 10.0%  4,000 frames")
+    assert lines[1] == "a message"
+    assert "\x1b" not in "".join(lines)
