@@ -30,7 +30,7 @@ setup(
     extras_require={
         # Other machines have no envpool wheels: there, atari_backend=ale plays the same games.
         "atari": ["envpool>=1.2; platform_machine in 'x86_64 AMD64 aarch64 arm64'"],
-        "ale": ["ale-py>=0.12"],
+        "ale": ["ale-py>=0.12", "gymnasium>=1.1"],
         "dev": [
             "hypothesis>=6.100",
             "matplotlib>=3.9",

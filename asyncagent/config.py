@@ -101,7 +101,7 @@ class Config:
     """Where to infer and learn: auto (cuda if there is one), cpu, cuda or cuda:N."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of convolutions and matrix products; auto: bfloat16 where it is fast."""
-    env_threads: int = 2
+    env_threads: int = 1
     """Threads that step the environments of one group."""
     inference_threads: int = 1
     """CPU threads of the inference thread's operators."""
@@ -221,21 +221,19 @@ def cores() -> int:
 
 # Each family's values; what a family does not name is Config's own default (Atari, the paper).
 _WORKSTATION: dict[str, Any] = {
-    "total_environment_frames": 20_000_000,
-    "batch_size": 4,
-    "unroll_length": 32,
+    "total_environment_frames": 30_000_000,
     "optimizer": "adam",
-    "learning_rate": 5e-4,
+    "learning_rate": 7e-4,
     "decay": 0.999,
     "momentum": 0.9,
     "epsilon": 1e-5,
+    "vtrace_lambda": 0.9,
 }
 _SMALL: dict[str, Any] = {
     "num_action_repeats": 1,
     "net": "mlp",
     "total_environment_frames": 500_000,
     "batch_size": 16,
-    "unroll_length": 20,
     "optimizer": "adam",
     "learning_rate": 1e-3,
     "decay": 0.999,
@@ -247,19 +245,29 @@ _SMALL: dict[str, Any] = {
 
 
 def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, Any]:
-    """Flag values of ``preset`` for the family of ``level_name`` on ``num_cores`` cores."""
-    values: dict[str, Any] = {"level_name": level_name, "preset": preset}
-    values["logdir"] = f"logdir/{level_name}"
-    groups = max(4, num_cores)
-    values["num_groups"] = groups
-    values["num_actors"] = 16 * groups
-    values["env_threads"] = max(1, num_cores // 2)
-    values["learner_threads"] = max(1, num_cores // 4)
-    values["inference_threads"] = max(1, num_cores // 8)
+    """Flag values of ``preset`` for the family of ``level_name`` on ``num_cores`` cores.
+
+    Actors and batch are kept in a proportion that leaves the policy lag at a few updates.
+    """
+    values: dict[str, Any] = {
+        "level_name": level_name,
+        "preset": preset,
+        "logdir": f"logdir/{level_name}",
+        "learner_threads": max(1, num_cores // 4),
+        "inference_threads": max(1, num_cores // 8),
+    }
     if not level_name.startswith("atari_"):
-        values.update(_SMALL, num_groups=2, num_actors=32)
-    elif preset == "workstation":
-        values.update(_WORKSTATION, num_actors=8 * groups)
+        return values | _SMALL | {"num_groups": 2, "num_actors": 32}
+    if preset == "paper":
+        groups = max(4, num_cores)
+        # The batch is the paper's 32 on any machine: at most 16 actors per column.
+        size = max(4, min(16, 16 * 32 // groups))
+    else:
+        groups = max(2, num_cores)
+        size = 16
+        values |= _WORKSTATION | {"batch_size": 4 * groups}
+    values |= {"num_groups": groups, "num_actors": size * groups}
+    values["env_threads"] = max(1, num_cores // groups)
     return values
 
 

@@ -144,7 +144,8 @@ class _Run:
                         config,
                         num_envs=config.group_size,
                         first_env_index=index * config.group_size,
-                        seed=config.seed,
+                        # A resumed run plays other games than those it began with.
+                        seed=(config.seed + learner.updates) % 2**31,
                     )
                 )
                 for index in range(config.num_groups)

@@ -8,12 +8,32 @@ for it.  Unlike ``concurrent.futures``, these threads are daemons: a call that n
 from __future__ import annotations
 
 import asyncio
+import atexit
 import queue
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 R = TypeVar("R")
+
+
+EXIT_S = 1.0
+"""Longest the interpreter's exit waits for all threads' calls together."""
+
+_open: weakref.WeakSet[NamedThread] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # An engine's call that outlives the interpreter aborts the process from C++.
+    threads = list(_open)
+    for thread in threads:
+        thread.close()
+    deadline_s = time.monotonic() + EXIT_S
+    for thread in threads:
+        thread.join(max(0.0, deadline_s - time.monotonic()))
 
 
 class NamedThread:
@@ -25,6 +45,7 @@ class NamedThread:
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
+        _open.add(self)
 
     def submit(self, call: Callable[[], None]) -> None:
         """Run ``call()`` on the thread; it must not raise. RuntimeError once closed."""

@@ -20,7 +20,10 @@ Flags left out take the values of the run that is resumed, else those of the lev
 
 def main(arguments: Sequence[str]) -> int:
     """Parse the flags and train; returns the exit status."""
-    return run(configure(arguments))
+    config = configure(arguments)
+    if config.preset == "paper" and config.level_name.startswith("atari_"):
+        print("preset paper: made for 200 M frames; --preset=workstation is made for an hour")
+    return run(config)
 
 
 def configure(arguments: Sequence[str]) -> Config:
@@ -57,8 +60,6 @@ def run(config: Config) -> int:
     check_level(config.level_name)
     _check_writable(Path(config.logdir))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    if config.preset == "paper" and config.level_name.startswith("atari_"):
-        print("preset paper: made for 200 M frames; --preset=workstation is made for an hour")
     print(
         f"{config.level_name}: {config.num_actors} environments in {config.num_groups} groups, "
         f"net {config.net}{' + LSTM' if config.use_lstm else ''}, logdir {config.logdir}"

@@ -8,7 +8,7 @@ same bytes, rewards, lives and ends; episodes, lives and time limits are for the
 
 - No-ops after a restart: envpool plays 1 to ``max_noops`` (one where it is 0), ale-py 0 to
   ``max_noops``, each number equally likely.
-- The frame of a game over: ale-py pools what it had of it, envpool takes the last one alone.
+- The newest frame of a finished game: ale-py's may stem from before the game's last frames.
 - Thirteen games whose screen is not 210 lines high, none of the usual 57: envpool cuts it off at
   line 210, ale-py shrinks all of it.
 """

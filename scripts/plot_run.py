@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Learning curve of a run as a picture.
+
+    python scripts/plot_run.py --logdir=logdir/pong --out=pong.png
+
+Mean return of the last 100 whole games over frames, from metrics.jsonl; minutes below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def main() -> None:
+    """Read the reports, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--logdir", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (png, svg)")
+    flags = parser.parse_args()
+    lines = (flags.logdir / "metrics.jsonl").read_text().splitlines()
+    level = json.loads((flags.logdir / "config.json").read_text())["level_name"]
+    reports = [r for r in map(json.loads, lines) if r["episode_return_mean"] is not None]
+    frames = [r["frames"] / 1e6 for r in reports]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    axes.plot(frames, [r["episode_return_mean"] for r in reports])
+    axes.set(xlabel="frames learned from (millions)", ylabel="mean return, last 100 games")
+    axes.set_title(level)
+    axes.grid(alpha=0.3)
+    minutes = axes.secondary_xaxis(-0.2)
+    picked = [reports[round(i * (len(reports) - 1) / 6)] for i in range(7)]
+    minutes.set_xticks([r["frames"] / 1e6 for r in picked])
+    minutes.set_xticklabels([f"{r['time_s'] / 60:.0f}" for r in picked])
+    minutes.set_xlabel("minutes of training")
+    figure.savefig(flags.out, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
