@@ -44,7 +44,7 @@ def save_checkpoint(logdir: Path, state: dict[str, Any]) -> Path:
         os.fsync(file.fileno())
     beside.replace(path)
     _sync_folder(logdir)
-    for old in checkpoint_paths(logdir)[KEEP:]:
+    for old in (*checkpoint_paths(logdir)[KEEP:], *logdir.glob("checkpoint_*.tmp")):
         old.unlink(missing_ok=True)
     return path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +18,6 @@ from asyncagent.optim import clip_grad_norm, linear_learning_rate, make_optimize
 from asyncagent.policy import Policy
 from asyncagent.structs import Nest, Unroll, map_nest
 from asyncagent.unroll import Columns, gather_columns, split_columns
-
-
-class Schedule(NamedTuple):
-    """The learning rate falls linearly from ``rate`` at ``start`` to 0 at ``end`` (frames)."""
-
-    rate: float
-    start: int
-    end: int
-
-    def learning_rate(self, frames: int) -> float:
-        """The rate at ``frames`` frames; never negative."""
-        return linear_learning_rate(self.rate, frames - self.start, self.end - self.start)
 
 
 class Learner:
@@ -48,7 +36,6 @@ class Learner:
         self.frames = 0
         """Frames learned from: action repeats times valid rows."""
         self.updates = 0
-        self.schedule = Schedule(config.learning_rate, 0, config.total_environment_frames)
         self._config = config
         self._device = device
         self._dtype = dtype
@@ -58,6 +45,14 @@ class Learner:
         self._threads_set = False
         self._lag_max = 0
         self._reset_statistics()
+
+    @property
+    def learning_rate(self) -> float:
+        """Falls linearly from the configured rate to 0 at total_environment_frames."""
+        config = self._config
+        return linear_learning_rate(
+            config.learning_rate, self.frames, config.total_environment_frames
+        )
 
     def update(self, parts: list[Columns]) -> None:
         """Learn from one batch of columns; every update publishes its weights."""
@@ -69,9 +64,8 @@ class Learner:
             self._update(parts, count_frames=epoch == 0)
 
     def _update(self, parts: list[Columns], count_frames: bool) -> None:
-        learning_rate = self.schedule.learning_rate(self.frames)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = self.learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         frames = 0
         for unroll in self._micro_batches(parts):
@@ -107,40 +101,29 @@ class Learner:
             policy_lag_mean=self._lag_sum / rows,
             policy_lag_max=self._lag_max,
             rho_mean=rhos / rows,
-            learning_rate=self.schedule.learning_rate(self.frames),
+            learning_rate=self.learning_rate,
             action_counts=self._actions,
         )
         self._reset_statistics()
         return statistics
 
     def state(self) -> dict[str, Any]:
-        """A copy of weights, optimiser, counters and schedule; tensors and plain numbers only."""
+        """A copy of weights, optimiser and counters; tensors and plain numbers only."""
         return {
             "net": copy.deepcopy(self.net.state_dict()),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
             "frames": self.frames,
             "updates": self.updates,
-            "schedule": list(self.schedule),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where ``state()`` was taken.
-
-        The schedule goes on from where it was.  If this run's configuration asks for another
-        initial learning rate or another end, it is re-anchored at the present frame count.
-        """
+        """Continue where ``state()`` was taken."""
         self.net.load_state_dict(state["net"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.frames = int(state["frames"])
         self.updates = int(state["updates"])
-        self.schedule = Schedule(*state["schedule"])
         if self._policy is not None:
             self._policy.publish(self.updates, self.net)
-
-    def reschedule(self, learning_rate: float | None, end: int) -> None:
-        """Anneal from ``learning_rate`` (None: the present one) at this frame to 0 at ``end``."""
-        rate = self.schedule.learning_rate(self.frames) if learning_rate is None else learning_rate
-        self.schedule = Schedule(rate, self.frames, end)
 
     def _micro_batches(self, parts: list[Columns]) -> Iterator[Unroll]:
         size = self._config.batch_size

@@ -36,6 +36,7 @@ from asyncagent.metrics import (
     Terminal,
 )
 from asyncagent.models import make_net
+from asyncagent.optim import linear_learning_rate
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
@@ -304,10 +305,16 @@ def _resume(
             )
     learner.restore(state)
     policy.set_generator_state(state["policy_generator"])
-    if config.learning_rate != before.learning_rate:
-        learner.reschedule(config.learning_rate, config.total_environment_frames)
-    elif config.total_environment_frames != before.total_environment_frames:
-        learner.reschedule(None, config.total_environment_frames)
+    rate = linear_learning_rate(
+        before.learning_rate, learner.frames, before.total_environment_frames
+    )
+    if learner.learning_rate != rate:
+        _log.warning(
+            "the learning rate goes on at %.3g, not at %.3g: learning_rate or "
+            "total_environment_frames differ from those of the checkpoint",
+            learner.learning_rate,
+            rate,
+        )
     return float(state["time_s"])
 
 

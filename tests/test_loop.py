@@ -238,28 +238,42 @@ def test_resume_continues_frames_and_learning_rate(tmp_path: Path, groups: list[
     assert again.frames == second.frames, "a finished run has nothing left to do"
 
 
-def test_schedule_is_taken_from_the_checkpoint(tmp_path: Path, groups: list[Group]) -> None:
-    """Stopped half-way and resumed, the learning rate is where it was, not where it began."""
-    train(config(tmp_path, total_environment_frames=2000))
-    path, state = load_checkpoint(tmp_path) or (None, {})
-    assert path is not None
-    state["schedule"] = [0.5, 0, 8000]
-    state["config"] = config(tmp_path, total_environment_frames=8000).to_json()
-    from asyncagent.checkpoint import save_checkpoint
+def test_resumed_learning_rate_is_where_it_was(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped half-way and resumed, the first update takes the rate of that frame count."""
 
-    save_checkpoint(tmp_path, state)
-    seen: list[float] = []
+    def on_step(self: Group, step: int) -> None:
+        if step == 100 and self is groups[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Group, "on_step", on_step)
+    seen: list[tuple[int, float]] = []
     update = Learner.update
 
     def spy(self: Learner, parts: Any) -> None:
-        seen.append(self.schedule.learning_rate(self.frames))
+        seen.append((self.frames, self.learning_rate))
         update(self, parts)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "update", spy)
-        train(config(tmp_path, total_environment_frames=8000))
-    assert seen[0] == pytest.approx(0.5 * (1 - state["frames"] / 8000))
-    assert seen == sorted(seen, reverse=True)
+    monkeypatch.setattr(Learner, "update", spy)
+    stopped = train(config(tmp_path, total_environment_frames=4000, learning_rate=0.01))
+    assert 0 < stopped.frames < 4000
+    updates_before = len(seen)
+    train(config(tmp_path, total_environment_frames=4000, learning_rate=0.01))
+    frames, rate = seen[updates_before]
+    assert frames == stopped.frames
+    assert rate == pytest.approx(0.01 * (1 - stopped.frames / 4000))
+    rates = [rate for _, rate in seen]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_another_schedule_on_resuming_is_said(
+    tmp_path: Path, groups: list[Group], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A longer run re-plans the learning rate, which would else stay 0, and says so."""
+    train(config(tmp_path, total_environment_frames=2000))
+    train(config(tmp_path, total_environment_frames=4000))
+    assert "the learning rate goes on at" in caplog.text
 
 
 def test_checkpoint_of_another_net_is_refused(tmp_path: Path, groups: list[Group]) -> None:
