@@ -221,13 +221,15 @@ def cores() -> int:
 
 # Each family's values; what a family does not name is Config's own default (Atari, the paper).
 _WORKSTATION: dict[str, Any] = {
-    "total_environment_frames": 30_000_000,
+    "total_environment_frames": 24_000_000,
+    "batch_size": 8,
     "optimizer": "adam",
     "learning_rate": 7e-4,
     "decay": 0.999,
     "momentum": 0.9,
     "epsilon": 1e-5,
     "vtrace_lambda": 0.9,
+    "entropy_cost": 0.004,
 }
 _SMALL: dict[str, Any] = {
     "num_action_repeats": 1,
@@ -263,11 +265,12 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
         # The batch is the paper's 32 on any machine: at most 16 actors per column.
         size = max(4, min(16, 16 * 32 // groups))
     else:
-        groups = max(2, num_cores)
+        # The same algorithm on any machine: more cores step the same few environments faster.
+        groups = 2 if num_cores <= 2 else 4
         size = 16
-        values |= _WORKSTATION | {"batch_size": 4 * groups}
+        values |= _WORKSTATION
     values |= {"num_groups": groups, "num_actors": size * groups}
-    values["env_threads"] = max(1, num_cores // groups)
+    values["env_threads"] = max(1, min(size, num_cores // groups))
     return values
 
 
