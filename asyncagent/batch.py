@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import optree
 
-from asyncagent.errors import AlreadyAnswered, BadBatch, BatcherError
+from asyncagent.errors import AlreadyAnswered, BadBatch
 
 Nest: TypeAlias = Any
 """Any tree that ``optree`` walks; here every leaf is an array or tensor of shape [rows, ...]."""
@@ -250,13 +250,3 @@ def _split_leaf(leaf: Any, sizes: Sequence[int]) -> Sequence[Any]:
         return list(leaf.reshape(len(sizes), sizes[0], *leaf.shape[1:]))
     ends = list(itertools.accumulate(sizes))
     return [leaf[end - size : end] for end, size in zip(ends, sizes, strict=True)]
-
-
-def deliverable(error: BaseException) -> Exception:
-    """What a future can carry: StopIteration it refuses, and what is no Exception would end, or
-    silently cancel, the waiting task instead of failing it."""
-    if isinstance(error, Exception) and not isinstance(error, StopIteration):
-        return error
-    delivered = BatcherError(f"the batched function raised {error!r}")
-    delivered.__cause__ = error
-    return delivered

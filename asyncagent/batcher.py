@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from asyncagent.batch import Batch, FlushRule, Form, Future, Nest, Request, deliverable
+from asyncagent.batch import Batch, FlushRule, Form, Future, Nest, Request
 from asyncagent.errors import BadBatch, BatcherClosed
-from asyncagent.threads import NamedThread
+from asyncagent.threads import NamedThread, deliverable
 
 __all__ = [
     "Batch",
@@ -392,7 +392,7 @@ class DynamicBatcher:
         try:
             results = batch.compute(self._fn)
         except BaseException as error:
-            failure = deliverable(error)
+            failure = deliverable(error, "the batched function")
         try:
             loop.call_soon_threadsafe(
                 self._finish, loop, batch, results, failure, self._clock() - started_s

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asyncagent.errors import CheckpointError
+from asyncagent.errors import CheckpointError, UsageError
 
 FORMAT = 1
 KEEP = 3
@@ -66,6 +68,29 @@ def load_checkpoint(logdir: Path) -> tuple[Path, dict[str, Any]] | None:
         f"{logdir}: none of its {len(paths)} checkpoints can be read; "
         "use another --logdir, or remove them to start afresh"
     )
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a crash leaves the old one or the new one, never a part."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+@contextmanager
+def locked(logdir: Path) -> Iterator[None]:
+    """Hold a run's folder; UsageError if another live process holds it."""
+    with (logdir / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"another run is writing to logdir={str(logdir)!r}: stop it, or use another"
+            ) from None
+        yield
 
 
 def _readable(paths: list[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -14,13 +14,21 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from asyncagent.errors import ConfigError
 
 Preset = Literal["paper", "workstation"]
-PRESETS: tuple[Preset, ...] = ("paper", "workstation")
+PRESETS: tuple[Preset, ...] = get_args(Preset)
 NETS = ("shallow", "deep", "ancestor", "mlp")
+
+
+_SECONDS = (
+    "checkpoint_interval_s",
+    "summary_interval_s",
+    "report_interval_s",
+    "stall_timeout_s",
+)
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,6 @@ class Config:
     micro_batch_rows: int = 192
     """On a CPU, learn from about this many rows at a time so that they fit the cache, and add the
     gradients up; 0 takes the batch whole."""
-    inference_timeout_ms: float = 100.0
-    """Longest time a request waits for others to fill its batch."""
 
     # Reports.
     checkpoint_interval_s: float = 600.0
@@ -120,6 +126,9 @@ class Config:
     """Seconds between TensorBoard summaries."""
     report_interval_s: float = 5.0
     """Seconds between lines of metrics.jsonl and of the plain log."""
+    stall_timeout_s: float = 300.0
+    """End the run, with all threads' stacks, if an actor or the learner has not moved for so
+    long."""
 
     def __post_init__(self) -> None:
         for name in ("total_environment_frames", "num_actors", "num_groups", "unroll_length"):
@@ -129,13 +138,13 @@ class Config:
         for name in ("inference_threads", "learner_threads"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
         self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
-        for name in ("entropy_cost", "baseline_cost", "max_grad_norm", "inference_timeout_ms"):
+        for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
             value = getattr(self, name)
             self._check(name, value >= 0 and math.isfinite(value), ">= 0 and finite")
         for name in ("learning_rate", "epsilon", "clip_rho_threshold", "clip_pg_rho_threshold"):
             value = getattr(self, name)
             self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
-        for name in ("checkpoint_interval_s", "summary_interval_s", "report_interval_s"):
+        for name in _SECONDS:
             value = getattr(self, name)
             self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
         for name in ("discounting", "decay", "vtrace_lambda"):
@@ -156,11 +165,11 @@ class Config:
             raise ConfigError(
                 f"net={self.net!r} is unknown: did you mean {near}? (or your own module:callable)"
             )
-        for field in dataclasses.fields(self):
-            choices = _choices(field.name)
-            if choices:
-                value = getattr(self, field.name)
-                self._check(field.name, value in choices, f"one of {', '.join(choices)}")
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                choices = get_args(kind)
+                value = getattr(self, name)
+                self._check(name, value in choices, f"one of {', '.join(choices)}")
 
     def _check(self, field: str, good: bool, bound: str) -> None:
         if not good:
@@ -198,20 +207,6 @@ class Config:
                     f"{origin}: {name}={value!r} must be of type {type(default).__name__}"
                 )
         return cls(**values)
-
-
-def _choices(field: str) -> tuple[str, ...]:
-    return _LITERALS.get(field, ())
-
-
-_LITERALS: dict[str, tuple[str, ...]] = {
-    "preset": PRESETS,
-    "atari_backend": ("envpool", "ale"),
-    "atari_protocol": ("impala2018", "machado2018"),
-    "reward_clipping": ("abs_one", "soft_asymmetric", "none"),
-    "optimizer": ("rmsprop", "adam"),
-    "precision": ("auto", "bfloat16", "float32"),
-}
 
 
 def cores() -> int:

@@ -4,12 +4,15 @@ AsyncAgentError
 ├── UsageError             what the user asked for cannot be done: one line, exit status 2
 │   └── ConfigError        a flag's value is out of range, or two flags contradict each other
 ├── CheckpointError        no readable checkpoint, or one that does not fit this run
+├── CallFailed             a call on a thread raised what a future cannot carry
 ├── BatcherError
 │   ├── BatcherClosed      we stopped the batcher; nothing was computed for this request
 │   ├── BadBatch           the batched function broke its contract (row counts, structure)
 │   └── AlreadyAnswered    a batch was answered twice
 ├── EndOfUnrolls           the unroll queue was closed and is drained
-└── ActorLost              an environment vanished under its actor
+├── ActorLost              an environment vanished under its actor
+├── NotFinite              a loss or a gradient is no number any more
+└── Stalled                a component has not moved for too long
 """
 
 
@@ -27,6 +30,10 @@ class ConfigError(UsageError):
 
 class CheckpointError(AsyncAgentError):
     """No readable checkpoint where one is needed, or one that does not fit this run."""
+
+
+class CallFailed(AsyncAgentError):
+    """A call on a thread raised what a future cannot carry; ``__cause__`` is what it raised."""
 
 
 class BatcherError(AsyncAgentError):
@@ -51,3 +58,11 @@ class EndOfUnrolls(AsyncAgentError):
 
 class ActorLost(AsyncAgentError):
     """An environment vanished under its actor."""
+
+
+class NotFinite(AsyncAgentError):
+    """A loss or a gradient is no number any more; the weights cannot be trusted."""
+
+
+class Stalled(AsyncAgentError):
+    """A component has not moved for too long; the message says which."""

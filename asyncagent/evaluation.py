@@ -19,7 +19,7 @@ from asyncagent.config import Config
 from asyncagent.envs import env_spec, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import CheckpointError, UsageError
-from asyncagent.models import make_net
+from asyncagent.models import load_weights, make_net
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.structs import Episode, Nest
 
@@ -76,11 +76,13 @@ def evaluate(
       on_episode: called as each counted game ends.
 
     Raises:
-      UsageError: num_episodes < 1.
+      UsageError: num_episodes < 1, or an impossible seed.
       CheckpointError: no readable checkpoint there.
     """
     if num_episodes < 1:
         raise UsageError(f"test_num_episodes={num_episodes} must be >= 1")
+    if seed is not None and not 0 <= seed < 2**31:
+        raise UsageError(f"seed={seed} must be in [0, 2**31)")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_evaluate(Path(logdir), num_episodes, greedy, seed, device, on_episode))
 
@@ -99,7 +101,7 @@ async def _evaluate(
     device = resolve_device(device_name)
     dtype = resolve_precision(config.precision, device)
     net = make_net(config.net, env_spec(config), config.use_lstm, config.seed)
-    net.load_state_dict(state["net"])
+    load_weights(net, state["net"])
     policy = Policy(net, device, dtype, seed, config.inference_threads, greedy)
     groups = _make_groups(config, num_episodes, seed)
     batcher = DynamicBatcher(policy.infer)

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from asyncagent.config import Config
+from asyncagent.errors import NotFinite
 from asyncagent.losses import LossOutput, impala_loss
 from asyncagent.metrics import LearnerStatistics
+from asyncagent.models import load_weights
 from asyncagent.optim import clip_grad_norm, linear_learning_rate, make_optimizer
 from asyncagent.policy import Policy
 from asyncagent.structs import Nest, Unroll, map_nest
@@ -87,11 +89,12 @@ class Learner:
             self._policy.publish(self.updates, self.net)
 
     def take_statistics(self) -> LearnerStatistics:
-        """Means since the last call; waits for the device."""
-        total, pg, baseline, entropy, rhos, grad_norm = self._sums.tolist()
+        """Means since the last call; waits for the device. NotFinite if numbers went wrong."""
+        total, pg, baseline, entropy, rhos, grad_norm = self._finite_sums()
         updates = self._updates_since or math.nan
         rows = self._rows or math.nan
         statistics = LearnerStatistics(
+            num_updates=self._updates_since,
             total_loss=total / updates,
             policy_gradient_loss=pg / updates,
             baseline_loss=baseline / updates,
@@ -108,7 +111,11 @@ class Learner:
         return statistics
 
     def state(self) -> dict[str, Any]:
-        """A copy of weights, optimiser and counters; tensors and plain numbers only."""
+        """A copy of weights, optimiser and counters; tensors and plain numbers only.
+
+        Raises NotFinite rather than hand out weights that numbers gone wrong have spoilt.
+        """
+        self._finite_sums()
         return {
             "net": copy.deepcopy(self.net.state_dict()),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
@@ -118,8 +125,12 @@ class Learner:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where ``state()`` was taken."""
-        self.net.load_state_dict(state["net"])
+        load_weights(self.net, state["net"])
+        asked = [dict(group) for group in self._optimizer.param_groups]
         self._optimizer.load_state_dict(state["optimizer"])
+        for group, wanted in zip(self._optimizer.param_groups, asked, strict=True):
+            # The accumulators are the checkpoint's, the flags this run's.
+            group.update({k: v for k, v in wanted.items() if k != "params"})
         self.frames = int(state["frames"])
         self.updates = int(state["updates"])
         if self._policy is not None:
@@ -141,8 +152,8 @@ class Learner:
                 batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
             )
         return impala_loss(
-            output[0],
-            output[1],
+            output[0].float(),  # a user's heads may answer in bfloat16 here
+            output[1].float(),
             reward=batch.reward,
             terminated=batch.terminated,
             truncated=batch.truncated,
@@ -171,6 +182,16 @@ class Learner:
             unroll.action[valid], minlength=unroll.behaviour_logits.shape[-1]
         )
         return rows
+
+    def _finite_sums(self) -> list[float]:
+        sums: list[float] = self._sums.tolist()
+        if not all(map(math.isfinite, sums)):
+            raise NotFinite(
+                f"a loss or a gradient is not finite (within the {self._updates_since} updates up "
+                f"to number {self.updates}): a lower --learning_rate may help; "
+                "the checkpoints are from before"
+            )
+        return sums
 
     def _reset_statistics(self) -> None:
         self._sums = torch.zeros(6, device=self._device)

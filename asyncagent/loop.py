@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
-import math
-import signal
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,11 @@ import uvloop
 
 from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
-from asyncagent.checkpoint import load_checkpoint, save_checkpoint
+from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_checkpoint
 from asyncagent.config import Config
 from asyncagent.envs import env_spec, make_group
 from asyncagent.envs.base import EnvGroup
-from asyncagent.errors import CheckpointError, EndOfUnrolls
+from asyncagent.errors import CheckpointError, EndOfUnrolls, Stalled
 from asyncagent.learner import Learner
 from asyncagent.metrics import (
     Counters,
@@ -38,16 +38,20 @@ from asyncagent.metrics import (
 from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
 from asyncagent.policy import Policy, resolve_device, resolve_precision
+from asyncagent.signals import AskedToStop
+from asyncagent.structs import Episode
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
 
+DRAIN_S = 15.0
+"""Longest an orderly end goes on learning from what the queue still holds."""
 GRACE_S = 30.0
-"""Longest an orderly shutdown may take, all stages together."""
+"""Longest the rest of an orderly end may take: reports, checkpoint, engines."""
 ABANDON_S = 3.0
 """Longest a failed run waits for its engines before it leaves them behind."""
 
 # What of the configuration a checkpoint's weights depend on.
-_IDENTITY = ("level_name", "net", "use_lstm", "optimizer", "atari_protocol")
+_IDENTITY = ("level_name", "seed", "net", "use_lstm", "optimizer", "atari_protocol")
 
 _log = logging.getLogger(__name__)
 
@@ -81,14 +85,15 @@ def train(config: Config) -> TrainResult:
 async def _train(config: Config) -> TrainResult:
     logdir = Path(config.logdir)
     logdir.mkdir(parents=True, exist_ok=True)
-    run = await _Run.build(config, logdir)
-    (logdir / "config.json").write_text(config.to_json())
-    with _Signals(run.stop, run.terminal.say):
-        try:
-            with run.terminal:
-                await run.to_the_end()
-        finally:
-            await run.abandon()
+    with locked(logdir):
+        run = await _Run.build(config, logdir)
+        replace_text(logdir / "config.json", config.to_json())
+        with AskedToStop(run.ask_to_stop):
+            try:
+                with run.terminal:
+                    await run.to_the_end()
+            finally:
+                await run.abandon()
     return run.result()
 
 
@@ -109,10 +114,7 @@ class _Run:
         self.learner_thread = NamedThread("learner")
         self.files_thread = NamedThread("files")
         self.batcher = DynamicBatcher(
-            _noted("inference", policy.infer),
-            1,
-            max(1024, config.group_size),
-            config.inference_timeout_ms,
+            _noted("inference", policy.infer), maximum_batch_size=max(1024, config.group_size)
         )
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
@@ -120,6 +122,9 @@ class _Run:
         self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
         self.last_report: Report | None = None
         self._figures: LearnerStatistics | None = None
+        self._action_counts: Any = 0
+        # How often each actor and the learner have moved.
+        self._moves = dict.fromkeys(("learner", *map(_actor_name, range(len(groups)))), 0)
         self._batcher_before = self.batcher.statistics()
 
     @classmethod
@@ -127,6 +132,7 @@ class _Run:
         torch.set_num_threads(1)
         device = resolve_device(config.device)
         dtype = resolve_precision(config.precision, device)
+        _log.info("device %s, precision %s", device, str(dtype).removeprefix("torch."))
         spec = env_spec(config)
         net = make_net(config.net, spec, config.use_lstm, config.seed)
         policy = Policy(net, device, dtype, config.seed, config.inference_threads)
@@ -159,38 +165,43 @@ class _Run:
     async def to_the_end(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             actors = [
-                tasks.create_task(_named(f"actor-{i}", self._act(group)), name=f"actor-{i}")
-                for i, group in enumerate(self.groups)
+                tasks.create_task(_named(name, self._act(name, group)))
+                for name, group in zip(
+                    map(_actor_name, range(len(self.groups))), self.groups, strict=True
+                )
             ]
-            learner = tasks.create_task(_named("learner", self._learn()), name="learner")
+            learner = tasks.create_task(_named("learner", self._learn()))
             reporter = tasks.create_task(_named("reporter", self._report_forever()))
             saver = tasks.create_task(_named("checkpointer", self._save_forever()))
+            watchdog = tasks.create_task(_named("watchdog", self._watch_forever()))
             await self.stop.wait()
+            await _cancel(*actors, saver, watchdog)
+            self.batcher.close()
+            self.queue.close()
+            await asyncio.wait({learner}, timeout=DRAIN_S)
+            await _cancel(learner, reporter)
             async with asyncio.timeout(GRACE_S):
-                for task in (*actors, saver):
-                    task.cancel()
-                await asyncio.gather(*actors, saver, return_exceptions=True)
-                self.batcher.close()
-                self.queue.close()
-                await learner
-                reporter.cancel()
-                await asyncio.gather(reporter, return_exceptions=True)
-                await self._report(summary=True)
                 await self._save()
+                await self._report(summary=True)
                 await asyncio.gather(*(group.close() for group in self.groups))
 
     async def abandon(self) -> None:
         """Let everything go, waiting for nothing that may hang; harmless after an orderly end."""
         self.batcher.close()
         self.queue.close()
-        self.metrics_file.close()
-        self.tensorboard.close()
+        writers = (self.metrics_file, self.tensorboard)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABANDON_S):
-                closing = (group.close() for group in self.groups)
+                closing: list[Awaitable[None]] = [group.close() for group in self.groups]
+                closing += [self.files_thread.run(writer.close) for writer in writers]
                 await asyncio.gather(*closing, return_exceptions=True)
         self.learner_thread.close()
         self.files_thread.close()
+
+    def ask_to_stop(self) -> None:
+        """End the run in good order."""
+        self.terminal.say("stopping: writing a checkpoint (a second Ctrl-C leaves at once)")
+        self.stop.set()
 
     def result(self) -> TrainResult:
         return TrainResult(
@@ -201,14 +212,18 @@ class _Run:
             self.last_report,
         )
 
-    async def _act(self, group: EnvGroup) -> None:
+    async def _act(self, name: str, group: EnvGroup) -> None:
+        def on_row(num_envs: int, episodes: tuple[Episode, ...]) -> None:
+            self._moves[name] += 1
+            self.counters.on_row(num_envs, episodes)
+
         await act(
             group,
             self.batcher,
             self.queue,
             self.config.unroll_length,
             self.policy.initial_state(group.num_envs),
-            self.counters.on_row,
+            on_row,
         )
 
     async def _learn(self) -> None:
@@ -219,7 +234,31 @@ class _Run:
                 return
             await self.learner_thread.run(self.learner.update, parts)
             self.queue.release(parts)
+            self._moves["learner"] += 1
         self.stop.set()
+
+    async def _watch_forever(self) -> None:
+        """Raise Stalled where an actor or the learner has not moved for stall_timeout_s.
+
+        One dead component starves the others: the one that stopped first is to blame.  Time is
+        counted in ticks of the watchdog, so a program that was suspended has not stalled.
+        """
+        tick_s = min(1.0, self.config.stall_timeout_s / 4)
+        before = dict(self._moves)
+        still_s = dict.fromkeys(before, 0.0)
+        while True:
+            await asyncio.sleep(tick_s)
+            for name, moves in self._moves.items():
+                still_s[name] = still_s[name] + tick_s if moves == before[name] else 0.0
+            before = dict(self._moves)
+            name = max(still_s, key=lambda name: still_s[name])
+            if still_s[name] > self.config.stall_timeout_s:
+                faulthandler.dump_traceback(sys.__stderr__ or 2)
+                raise Stalled(
+                    f"{name} has not moved for {still_s[name]:.0f} s (see --stall_timeout_s); "
+                    f"{len(self.queue)} unroll columns wait for the learner, "
+                    f"{self.batcher.statistics().pending_rows} rows for inference"
+                )
 
     async def _report_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -233,8 +272,9 @@ class _Run:
 
     async def _report(self, summary: bool) -> None:
         figures = await self.learner_thread.run(self.learner.take_statistics)
-        if math.isnan(figures.total_loss) and self._figures is not None:
-            figures = self._figures  # no update since the last report
+        self._action_counts += figures.action_counts
+        if figures.num_updates == 0 and self._figures is not None:
+            figures = self._figures
         self._figures = figures
         batches = self.batcher.statistics()
         report = self.counters.report(
@@ -249,9 +289,9 @@ class _Run:
         self.terminal.show(report)
         await self.files_thread.run(self.metrics_file.write, report)
         if summary:
-            await self.files_thread.run(
-                self.tensorboard.write, report, self.counters.take_episodes(), figures.action_counts
-            )
+            episodes, actions = self.counters.take_episodes(), self._action_counts
+            self._action_counts = 0
+            await self.files_thread.run(self.tensorboard.write, report, episodes, actions)
 
     async def _save_forever(self) -> None:
         while True:
@@ -263,8 +303,20 @@ class _Run:
         state = await self.learner_thread.run(self.learner.state)
         state["config"] = self.config.to_json()
         state["policy_generator"] = self.policy.generator_state()
+        state["policy_device"] = self.policy.device.type
         state["time_s"] = self.counters.time_s
         await self.files_thread.run(save_checkpoint, self.logdir, state)
+
+
+def _actor_name(index: int) -> str:
+    return f"actor-{index}"
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    """Cancel and wait; a task that failed before has its say in the TaskGroup."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def _named(name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -304,7 +356,10 @@ def _resume(
                 f"{path} is of a run with {name}={old!r}, not {new!r}: use another --logdir"
             )
     learner.restore(state)
-    policy.set_generator_state(state["policy_generator"])
+    if state["policy_device"] == policy.device.type:
+        policy.set_generator_state(state["policy_generator"])
+    else:
+        _log.warning("%s is from another kind of device: action sampling starts anew", path)
     rate = linear_learning_rate(
         before.learning_rate, learner.frames, before.total_environment_frames
     )
@@ -316,31 +371,3 @@ def _resume(
             rate,
         )
     return float(state["time_s"])
-
-
-class _Signals:
-    """The first SIGINT or SIGTERM asks the run to end, the second has its ordinary effect."""
-
-    def __init__(self, stop: asyncio.Event, say: Callable[[str], None]) -> None:
-        self._stop = stop
-        self._say = say
-        self._loop = asyncio.get_running_loop()
-        self._signals = (signal.SIGINT, signal.SIGTERM)
-
-    def __enter__(self) -> None:
-        for number in self._signals:
-            self._loop.add_signal_handler(number, self._first)
-
-    def _first(self) -> None:
-        self._restore()
-        self._say("stopping: writing a checkpoint (a second Ctrl-C leaves at once)")
-        self._stop.set()
-
-    def _restore(self) -> None:
-        for number in self._signals:
-            self._loop.remove_signal_handler(number)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -76,6 +77,7 @@ class Report(NamedTuple):
 class LearnerStatistics(NamedTuple):
     """Means per update since the last call of ``take_statistics``; nan before the first update."""
 
+    num_updates: int
     total_loss: float
     policy_gradient_loss: float
     baseline_loss: float
@@ -102,7 +104,7 @@ class Counters:
         self._action_repeats = action_repeats
         self._acted_frames = 0
         self._episodes: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
-        self._new_episodes: list[Episode] = []
+        self._new_episodes: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
         self.num_episodes = 0
         self._time_before_s = time_s
         self._started_s = time.monotonic()
@@ -127,8 +129,9 @@ class Counters:
         return _mean([episode.episode_return for episode in self._episodes])
 
     def take_episodes(self) -> list[Episode]:
-        """The games that ended since the last call."""
-        episodes, self._new_episodes = self._new_episodes, []
+        """The games that ended since the last call; of many, the last EPISODE_WINDOW."""
+        episodes = list(self._new_episodes)
+        self._new_episodes.clear()
         return episodes
 
     def report(
@@ -172,7 +175,7 @@ class MetricsFile:
         """Keeps the lines up to ``resume_frames``; later ones belong to work that was lost."""
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(errors="replace").splitlines():
                 try:
                     frames = json.loads(line)["frames"]
                 except (ValueError, KeyError, TypeError):
@@ -226,7 +229,7 @@ class TensorBoard:
     def write(
         self, report: Report, episodes: list[Episode], action_counts: np.ndarray | int
     ) -> None:
-        """Write a report, every game that ended, and how often each action was taken."""
+        """Write a report, the games that ended, and how often each action was taken."""
         for name, tag in _SECTIONS.items():
             value = getattr(report, name)
             if math.isfinite(value):
@@ -267,12 +270,20 @@ class _Text(ProgressColumn):
         return Text(task.fields["figures"])
 
 
+class _Console(Console):
+    """Goes quiet, instead of ending the program, when nobody reads its output any more."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 class Terminal:
     """A live line where stdout is a terminal, plain lines elsewhere."""
 
     def __init__(self, level_name: str, total_frames: int, frames: int) -> None:
         self._total = total_frames
-        self._console = Console(highlight=False)
+        self._console = _Console(highlight=False)
         self._live = self._console.is_terminal
         self._fps: deque[float] = deque(maxlen=12)
         self._progress = Progress(

@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asyncagent.errors import UsageError
+from asyncagent.errors import CheckpointError, UsageError
 from asyncagent.structs import ArraySpec, EnvSpec, Nest, map_nest
 
 
@@ -369,16 +371,37 @@ def make_net(name: str, spec: EnvSpec, use_lstm: bool, seed: int) -> nn.Module:
 
 def _users_net(name: str, spec: EnvSpec, use_lstm: bool) -> nn.Module:
     module_name, _, attribute = name.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script's path begins with its own folder
     try:
         build = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise UsageError(
-            f"net={name}: {error}; give module:callable, importable from here"
-        ) from None
-    net = build(spec, use_lstm)
+            f"net={name}: {_brief(error)}; give module:callable, importable from here"
+        ) from error
+    try:
+        net = build(spec, use_lstm)
+    except Exception as error:
+        raise UsageError(f"net={name} cannot be built: {_brief(error)}") from error
     if not isinstance(net, nn.Module):
         raise UsageError(f"net={name} built {type(net).__name__}, not a torch.nn.Module")
     return net
+
+
+def load_weights(net: nn.Module, state: dict[str, Any]) -> None:
+    """Load a checkpoint's weights; CheckpointError, one line, where they are another net's."""
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise CheckpointError(
+            f"the checkpoint's weights are another net's: {' '.join(lines[1:3])}"
+        ) from None
+
+
+def _brief(error: Exception) -> str:
+    first, *_ = [*str(error).splitlines(), ""]
+    return f"{type(error).__name__}: {first}"
 
 
 def example_inputs(spec: EnvSpec, steps: int, rows: int) -> tuple[Nest, Tensor, Tensor, Tensor]:
@@ -405,9 +428,7 @@ def check_net(net: nn.Module, spec: EnvSpec, name: str) -> None:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(
-            f"net={name} failed on rows [T=2, N=3]: {type(error).__name__}: {error}"
-        ) from error
+        raise UsageError(f"net={name} failed on rows [T=2, N=3]: {_brief(error)}") from error
     wanted = (steps, rows, spec.num_actions)
     if tuple(output.logits.shape) != wanted or output.logits.dtype != torch.float32:
         raise UsageError(

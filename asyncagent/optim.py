@@ -75,8 +75,8 @@ class RMSPropTF(torch.optim.Optimizer):
         for p in params:
             if "mean_square" not in self.state[p]:
                 self.state[p]["mean_square"] = torch.ones_like(p)
-                if group["momentum"] > 0:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            if group["momentum"] > 0 and "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         mean_squares = [self.state[p]["mean_square"] for p in params]
         torch._foreach_mul_(mean_squares, group["decay"])
         torch._foreach_addcmul_(mean_squares, grads, grads, value=1 - group["decay"])

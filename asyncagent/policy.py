@@ -20,6 +20,7 @@ class Snapshot(NamedTuple):
 
     version: int
     parameters: tuple[Tensor, ...]
+    buffers: tuple[Tensor, ...]
     ready: torch.cuda.Event | None
     """On CUDA: recorded when the copy was complete."""
 
@@ -46,9 +47,13 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of convolutions and matrix products; ``auto`` takes the faster one."""
     if name == "float32":
         return torch.float32
-    if name == "bfloat16" or device.type == "cuda" or _bfloat16_is_faster():
+    if name == "bfloat16":
         return torch.bfloat16
-    return torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = _bfloat16_is_faster()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def _bfloat16_is_faster() -> bool:
@@ -68,7 +73,7 @@ def _bfloat16_is_faster() -> bool:
 
 
 class Policy:
-    """Acts with the newest published weights.
+    """Acts with the newest published weights, on a copy of the net in evaluation mode.
 
     ``publish`` may be called from any thread; ``infer`` belongs to one thread, which takes new
     weights between batches only: no batch ever sees torn weights.
@@ -80,7 +85,7 @@ class Policy:
     ) -> None:  # fmt: skip
         """``net`` is copied; ``seed`` drives action sampling; ``greedy`` takes the likeliest."""
         self._net = copy.deepcopy(net).to(device).eval().requires_grad_(False)
-        self._device = device
+        self.device = device
         self._dtype = dtype
         self._num_threads = num_threads
         self._greedy = greedy
@@ -105,20 +110,22 @@ class Policy:
 
     def initial_state(self, num_rows: int) -> Nest:
         """Core state before the first row: nest of float32 numpy arrays [num_rows, ...]."""
-        return map_nest(lambda leaf: leaf.numpy(), self._net.initial_state(num_rows))  # type: ignore[operator]
+        state = self._net.initial_state(num_rows)  # type: ignore[operator]
+        return map_nest(_to_numpy, state)
 
     def publish(self, version: int, net: nn.Module) -> None:
         """Copy the weights of ``net`` and let the next batch act with them."""
         with torch.no_grad():
             parameters = tuple(
-                parameter.detach().to(self._device, dtype, copy=True)
+                parameter.detach().to(self.device, dtype, copy=True)
                 for parameter, dtype in zip(net.parameters(), self._dtypes, strict=True)
             )
+            buffers = tuple(buffer.to(self.device, copy=True) for buffer in net.buffers())
         ready = None
         if self._stream is not None:
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(self._device))
-        self._current = Snapshot(version, parameters, ready)
+            ready.record(torch.cuda.current_stream(self.device))
+        self._current = Snapshot(version, parameters, buffers, ready)
 
     def infer(
         self, observation: Nest, reward: np.ndarray, last_action: np.ndarray, first: np.ndarray,
@@ -135,14 +142,12 @@ class Policy:
             rows = map_nest(lambda leaf: leaf.unsqueeze(0), inputs)
             state = map_nest(self._to_device, core_state)
             with torch.autocast(
-                self._device.type, self._dtype, enabled=self._dtype != torch.float32
+                self.device.type, self._dtype, enabled=self._dtype != torch.float32
             ):
                 logits, _, state = self._net(*rows, state)
-            logits = logits.squeeze(0)
+            logits = logits.squeeze(0).float()
             action = self._choose(logits)
-            logits, action, state = map_nest(
-                lambda leaf: leaf.to("cpu").numpy(), (logits, action, state)
-            )
+            logits, action, state = map_nest(_to_numpy, (logits, action, state))
         version = np.full(len(action), snapshot.version, np.int64)
         return PolicyStep(action, logits, state, version)
 
@@ -171,9 +176,20 @@ class Policy:
                 self._stream.wait_event(snapshot.ready)
             for parameter, value in zip(self._net.parameters(), snapshot.parameters, strict=True):
                 parameter.data = value
+            for buffer, value in zip(self._net.buffers(), snapshot.buffers, strict=True):
+                buffer.data = value
             self._loaded = snapshot
         return snapshot
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(array)
-        return tensor if self._stream is None else tensor.to(self._device, non_blocking=True)
+        return tensor if self._stream is None else tensor.to(self.device, non_blocking=True)
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    """On the host, with floats in float32: a user's net may answer in bfloat16."""
+    tensor = tensor.detach()
+    if tensor.is_floating_point():
+        tensor = tensor.float()
+    array: np.ndarray = tensor.cpu().numpy()
+    return array

@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from asyncagent.errors import CallFailed
+
 R = TypeVar("R")
 
 
@@ -56,6 +58,8 @@ class NamedThread:
     def run(self, function: Callable[..., R], *args: Any) -> asyncio.Future[R]:
         """Future of ``function(*args)`` computed on the thread; exceptions come out of the future.
 
+        What a future cannot carry (SystemExit, StopIteration, ...) comes out as CallFailed.
+
         Cancelling the future does not stop a call that has begun; its result is dropped.
         """
         loop = asyncio.get_running_loop()
@@ -65,7 +69,8 @@ class NamedThread:
             try:
                 result = function(*args)
             except BaseException as error:
-                _wake(loop, _fail, future, error)
+                failure = deliverable(error, f"a call on thread {self.name!r}")
+                _wake(loop, _fail, future, failure)
             else:
                 _wake(loop, _answer, future, result)
 
@@ -89,6 +94,16 @@ class NamedThread:
             del call  # a finished call must not keep its arrays alive until the next one
 
 
+def deliverable(error: BaseException, whose: str) -> Exception:
+    """What a future can carry: StopIteration it refuses, and what is no Exception would end, or
+    silently cancel, the waiting task instead of failing it."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    delivered = CallFailed(f"{whose} raised {error!r}")
+    delivered.__cause__ = error
+    return delivered
+
+
 def _wake(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:
     try:
         loop.call_soon_threadsafe(callback, *args)
@@ -103,6 +118,6 @@ def _answer(future: asyncio.Future[R], result: R) -> None:
         future.set_result(result)
 
 
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)

@@ -53,5 +53,7 @@ def test_nothing_to_play(tmp_path: Path) -> None:
     """No games, or no checkpoint, is said in one line."""
     with pytest.raises(UsageError, match="test_num_episodes=0 must be >= 1"):
         evaluate(tmp_path, 0)
+    with pytest.raises(UsageError, match="seed=-1 must be in"):
+        evaluate(tmp_path, 1, seed=-1)
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         evaluate(tmp_path, 1)

@@ -14,6 +14,7 @@ ORDER = (
     "config",
     "structs",
     "threads",
+    "signals",
     "metrics",
     "envs",
     "batch",

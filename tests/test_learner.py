@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from asyncagent.actor import Infer, act
 from asyncagent.config import Config
+from asyncagent.errors import NotFinite
 from asyncagent.learner import Learner
 from asyncagent.models import ActorCritic, MlpBody
 from asyncagent.policy import Policy
@@ -274,6 +275,38 @@ def test_state_round_trip_continues_identically() -> None:
     other.update(parts[1:])
     for a, b in zip(one.net.parameters(), other.net.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_flags_given_on_resuming_are_not_the_checkpoints(optimizer: str) -> None:
+    """Accumulators come from the checkpoint, the optimiser's flags from this run."""
+    parts = counted(CounterGroup([[2]]), length=4, count=2)
+    one = Learner(config(optimizer=optimizer), ProbeNet(), CPU, torch.float32)
+    one.update(parts[:1])
+    flags = {"optimizer": optimizer, "epsilon": 0.5, "momentum": 0.9, "decay": 0.5}
+    other = Learner(config(**flags), ProbeNet(), CPU, torch.float32)
+    before = [
+        {k: v for k, v in group.items() if k != "params"} for group in other._optimizer.param_groups
+    ]
+    other.restore(one.state())
+    after = [
+        {k: v for k, v in group.items() if k != "params"} for group in other._optimizer.param_groups
+    ]
+    assert after == before
+    other.update(parts[1:])
+    assert other.updates == 2
+
+
+def test_numbers_gone_wrong_are_told() -> None:
+    """A loss that is not finite comes out of the statistics and of the state to be saved."""
+    learner = Learner(config(), ProbeNet(), CPU, torch.float32)
+    (part,) = counted(CounterGroup([[2]]), length=4)
+    part.unroll.reward[1] = np.nan
+    learner.update([part])
+    with pytest.raises(NotFinite):
+        learner.state()
+    with pytest.raises(NotFinite):
+        learner.take_statistics()
 
 
 def test_state_is_a_copy() -> None:

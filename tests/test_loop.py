@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import asyncagent.loop as loop_module
-from asyncagent.checkpoint import checkpoint_paths, load_checkpoint
+from asyncagent.checkpoint import checkpoint_paths, load_checkpoint, locked
 from asyncagent.config import Config, resolve
-from asyncagent.errors import CheckpointError
+from asyncagent.errors import CheckpointError, NotFinite, Stalled, UsageError
 from asyncagent.learner import Learner
 from asyncagent.loop import train
 from asyncagent.policy import Policy
 from asyncagent.structs import EnvSpec, EnvStep, IntArray
+from asyncagent.threads import NamedThread
 from tests.fakes import CounterGroup
 
 WATCHDOG_S = 60
@@ -41,6 +43,8 @@ class Group(CounterGroup):
     def __init__(self) -> None:
         super().__init__([[5], [7]])
         self.steps = 0
+        self.stuck = False
+        self.thread = NamedThread("engine")
 
     async def step(self, action: IntArray) -> EnvStep:
         self.steps += 1
@@ -178,29 +182,90 @@ def test_exception_in_the_learner_ends_the_run(
     assert all(group.closed for group in groups)
 
 
-def test_engine_that_never_answers_does_not_outlive_a_failure(
-    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A learner's death ends the run although an engine's thread is stuck for good."""
-    from asyncagent.threads import NamedThread
-
+def stuck_group(monkeypatch: pytest.MonkeyPatch, groups: list[Group]) -> threading.Event:
+    """Group 1's engine never answers its third step, nor its close, until the event is set."""
     stuck = threading.Event()
-    thread = NamedThread("stuck-engine")
 
     async def step(self: Group, action: IntArray) -> EnvStep:
         self.steps += 1
-        if self is groups[1] and self.steps == 30:
-            await thread.run(stuck.wait)
+        if self is groups[1] and self.steps == 3:
+            self.stuck = True
+            await self.thread.run(stuck.wait)
         return await CounterGroup.step(self, action)
 
-    def broken(self: Learner, parts: Any) -> None:
-        raise ValueError("broken update")
+    async def close(self: Group) -> None:
+        if self.stuck:
+            await self.thread.run(stuck.wait)
+        self.closed = True
 
     monkeypatch.setattr(Group, "step", step)
+    monkeypatch.setattr(Group, "close", close)
+    return stuck
+
+
+def test_engine_that_never_answers_does_not_outlive_a_failure(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner's death ends the run although an engine is stuck for good, in its close, too."""
+    stuck = stuck_group(monkeypatch, groups)
+    update = Learner.update
+
+    def broken(self: Learner, parts: Any) -> None:
+        if groups[1].stuck:
+            raise ValueError("broken update")
+        update(self, parts)
+
     monkeypatch.setattr(Learner, "update", broken)
-    with pytest.raises(BaseExceptionGroup):
-        train(config(tmp_path, total_environment_frames=10**9))
+    monkeypatch.setattr(loop_module, "ABANDON_S", 0.1)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, batch_size=2, total_environment_frames=10**9))
+    assert [str(error) for error in leaves(caught.value)] == ["broken update"]
+    assert groups[1].stuck
+    assert not groups[1].closed
     stuck.set()
+
+
+def test_stall_is_named_and_ends_the_run(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that stops answering, while the others go on, ends the run by its actor's name."""
+    stuck = stuck_group(monkeypatch, groups)
+    monkeypatch.setattr(loop_module, "ABANDON_S", 0.1)
+    flags = {"batch_size": 2, "total_environment_frames": 10**9, "stall_timeout_s": 0.5}
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, **flags))
+    (error,) = leaves(caught.value)
+    assert isinstance(error, Stalled)
+    assert "actor-1 has not moved" in str(error)
+    stuck.set()
+
+
+def test_numbers_gone_wrong_end_the_run_and_spare_the_checkpoints(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite is an error of the run, and is never checkpointed."""
+    good = train(config(tmp_path, total_environment_frames=2000))
+    update = Learner.update
+
+    def poisoned(self: Learner, parts: Any) -> None:
+        with torch.no_grad():
+            next(iter(self.net.parameters())).fill_(torch.nan)
+        update(self, parts)
+
+    monkeypatch.setattr(Learner, "update", poisoned)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, total_environment_frames=10**9))
+    assert isinstance(leaves(caught.value)[0], NotFinite)
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1]["frames"] == good.frames
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, groups: list[Group]) -> None:
+    """A folder that a live run writes to is refused; afterwards it is free again."""
+    with locked(tmp_path), pytest.raises(UsageError, match="another run is writing"):
+        train(config(tmp_path))
+    train(config(tmp_path))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -214,13 +279,20 @@ def test_first_signal_asks(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Group, "on_step", on_step)
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    kept = signal.signal(signal.SIGINT, mine), signal.signal(signal.SIGTERM, mine)
     result = train(config(tmp_path, total_environment_frames=10**9))
+    now = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, kept[0])
+    signal.signal(signal.SIGTERM, kept[1])
+    assert now == (mine, mine), "the embedding program's handlers are put back"
     assert 0 < result.frames < 10**9
     found = load_checkpoint(tmp_path)
     assert found is not None
     assert found[1]["frames"] == result.frames
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_resume_continues_frames_and_learning_rate(tmp_path: Path, groups: list[Group]) -> None:

@@ -22,7 +22,7 @@ from asyncagent.structs import Episode
 
 def figures(total_loss: float = 1.0) -> LearnerStatistics:
     return LearnerStatistics(
-        total_loss, 2.0, 3.0, 4.0, 5.0, 0.6, 7.0, 8, 0.9, 1e-4, np.array([1, 2])
+        1, total_loss, 2.0, 3.0, 4.0, 5.0, 0.6, 7.0, 8, 0.9, 1e-4, np.array([1, 2])
     )
 
 
@@ -62,7 +62,7 @@ def test_episode_means_are_over_the_last_hundred() -> None:
     assert made.episodes == 150
     assert made.episode_return_mean == pytest.approx(np.mean(range(50, 150)))
     assert made.episode_frames_mean == pytest.approx(4 * np.mean(range(50, 150)))
-    assert len(counters.take_episodes()) == 150
+    assert [episode.steps for episode in counters.take_episodes()] == list(range(50, 150))
     assert counters.take_episodes() == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asyncagent.errors import UsageError
+from asyncagent.errors import CheckpointError, UsageError
 from asyncagent.models import (
     ActorCritic,
     AncestorBody,
@@ -21,8 +22,10 @@ from asyncagent.models import (
     MlpBody,
     ShallowBody,
     example_inputs,
+    load_weights,
     make_net,
     max_pool_same,
+    pixel_conv,
     same_padding,
 )
 from asyncagent.structs import ArraySpec, EnvSpec, Nest
@@ -237,6 +240,35 @@ def test_users_net_that_is_not_there(monkeypatch: pytest.MonkeyPatch, name: str)
     users_module(monkeypatch)
     with pytest.raises(UsageError, match=name):
         make_net(name, VECTOR, False, 1)
+
+
+def test_users_net_beside_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module in the current folder is found, whatever started the program."""
+    (tmp_path / "beside_me.py").write_text("def build(spec, use_lstm): return 1 / 0\n")
+    (tmp_path / "no_python.py").write_text("def build(:\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    with pytest.raises(UsageError, match="beside_me:build cannot be built: ZeroDivisionError"):
+        make_net("beside_me:build", VECTOR, False, 1)
+    with pytest.raises(UsageError, match="no_python:build: SyntaxError"):
+        make_net("no_python:build", VECTOR, False, 1)
+
+
+def test_weights_of_another_net_are_refused() -> None:
+    """Loading another net's weights is a CheckpointError of one line."""
+    state = make_net("mlp", VECTOR, False, 1).state_dict()
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(make_net("mlp", VECTOR, True, 1), state)
+    assert "another net's" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pixel_filters_do_not_answer_to_brightness() -> None:
+    """A constant picture leaves the first layer's inside at 0, whatever its brightness."""
+    conv = pixel_conv(4, 16, 8, 4)
+    inside = conv(torch.full((1, 4, 84, 84), 200.0))[:, :, 1:-1, 1:-1]
+    assert inside.abs().max() < 1e-3
+    assert conv(torch.rand(1, 4, 84, 84) * 255).abs().max() > 1
 
 
 def test_image_net_on_vectors_is_refused() -> None:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from asyncagent.errors import UsageError
 from asyncagent.models import make_net
 from asyncagent.policy import Policy, resolve_device, resolve_precision
-from asyncagent.structs import ArraySpec, EnvSpec, PolicyStep
+from asyncagent.structs import ArraySpec, EnvSpec, Nest, PolicyStep
 
 CPU = torch.device("cpu")
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[
+            pytest.mark.cuda,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
 ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), 6, 4)
 VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), 3, 1)
 
@@ -65,10 +77,11 @@ def test_greedy_takes_the_likeliest() -> None:
     assert np.array_equal(step.action, step.logits.argmax(-1))
 
 
-def test_published_weights_are_a_copy() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_published_weights_are_a_copy(device: str) -> None:
     """Weights that change after publishing act only once they are published again."""
-    net = make_net("mlp", VECTOR, False, 1)
-    policy = Policy(net, CPU, torch.float32, seed=1)
+    net = make_net("mlp", VECTOR, False, 1).to(device)
+    policy = Policy(net, torch.device(device), torch.float32, seed=1)
     before = infer(policy, 4).logits
     with torch.no_grad():
         for parameter in net.parameters():
@@ -93,15 +106,68 @@ def test_first_resets_the_state_of_its_row_only() -> None:
     assert not np.allclose(fresh, worn)
 
 
+class PublishesInMidBatch(nn.Module):
+    """Two layers between which a test may publish other weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(50, 4)
+        self.two = nn.Linear(4, 3)
+        self.scale = nn.Buffer(torch.ones(()))
+        self.between: list[Callable[[], None]] = []
+
+    def initial_state(self, num_rows: int) -> Nest:
+        return ()
+
+    def forward(self, observation: torch.Tensor, *rest: Any) -> Any:
+        hidden = self.one(observation.flatten(2))
+        for act in self.between:
+            act()
+        return self.two(hidden) * self.scale, hidden[..., 0], ()
+
+
+def test_weights_are_never_torn() -> None:
+    """A batch that is under way when weights are published ends with those it began with."""
+    torch.manual_seed(0)
+    net, other = PublishesInMidBatch(), PublishesInMidBatch()
+    policy = Policy(net, CPU, torch.float32, seed=1)
+    expected = infer(policy, 3).logits
+    acting = policy._net
+    assert isinstance(acting, PublishesInMidBatch)
+    acting.between.append(lambda: policy.publish(1, other))
+    torn = infer(policy, 3)
+    assert np.array_equal(torn.logits, expected)
+    assert torn.policy_version.tolist() == [0] * 3
+    acting.between.clear()
+    assert infer(policy, 3).policy_version.tolist() == [1] * 3
+
+
+def test_buffers_are_published_too() -> None:
+    """Running statistics of a user's net reach the acting copy with the weights."""
+    net = PublishesInMidBatch()
+    policy = Policy(net, CPU, torch.float32, seed=1)
+    before = infer(policy, 3).logits
+    net.scale.fill_(2.0)
+    policy.publish(1, net)
+    np.testing.assert_allclose(infer(policy, 3).logits, 2 * before, rtol=1e-6)
+
+
+def test_users_bfloat16_heads_come_out_as_float32() -> None:
+    """A net whose heads answer in bfloat16 under autocast still gives float32 logits."""
+    step = infer(Policy(PublishesInMidBatch(), CPU, torch.bfloat16, seed=1), 3)
+    assert step.logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["shallow", "deep"])
 @pytest.mark.parametrize("use_lstm", [False, True])
-def test_bfloat16_acts_as_float32_to_its_tolerance(name: str, use_lstm: bool) -> None:
+def test_bfloat16_acts_as_float32_to_its_tolerance(name: str, use_lstm: bool, device: str) -> None:
     """The bfloat16 copy's logits are those of float32 to the error of some 15 bfloat16 layers."""
     net = make_net(name, ATARI, use_lstm, 1)
     with torch.no_grad():
         net.policy.weight.mul_(100)  # type: ignore[union-attr,operator]
     exact = infer(Policy(net, CPU, torch.float32, seed=1), 8, ATARI).logits
-    rough = infer(Policy(net, CPU, torch.bfloat16, seed=1), 8, ATARI).logits
+    rough = infer(Policy(net, torch.device(device), torch.bfloat16, seed=1), 8, ATARI).logits
     assert np.abs(exact).max() > 0.1
     np.testing.assert_allclose(rough, exact, atol=0.08 * np.abs(exact).max())
 

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from asyncagent.errors import CallFailed
 from asyncagent.threads import NamedThread
 
 
@@ -37,6 +38,24 @@ def test_exceptions_come_out_of_the_future() -> None:
         with pytest.raises(ZeroDivisionError):
             await thread.run(lambda: 1 / 0)
         assert await thread.run(lambda: 1) == 1
+        thread.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [StopIteration(3), SystemExit(3), asyncio.CancelledError()])
+def test_what_a_future_cannot_carry_still_comes_out(error: BaseException) -> None:
+    """StopIteration, SystemExit and CancelledError fail the caller instead of losing it."""
+
+    def broken() -> None:
+        raise error
+
+    async def run() -> None:
+        thread = NamedThread("t")
+        async with asyncio.timeout(30):
+            with pytest.raises(CallFailed, match=type(error).__name__) as caught:
+                await thread.run(broken)
+        assert caught.value.__cause__ is error
         thread.close()
 
     asyncio.run(run())

@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import io
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -97,8 +96,3 @@ def _one_line(text: str) -> str:
     line = re.sub(r"^Value error Error parsing (--\S+) (.*?) Argument helptext:.*$", r"\1 \2", line)
     line = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", line)
     return re.sub(r"\s*For full helptext,.*$", "", line) or "the flags cannot be parsed"
-
-
-def say(message: str) -> None:
-    """One line on stderr."""
-    print(message, file=sys.stderr)

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from asyncagent.commands.cli import parse
+from asyncagent.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,6 @@ def run(
             device=device,
             on_episode=lambda episode: progress.advance(task),
         )
-    path = Path(logdir) / "test.json"
-    path.write_text(result.to_json())
     table = Table(title=f"{len(result.returns)} games after {result.frames:,} frames")
     for column in ("level", "mean return", "std", "min", "max", "mean steps"):
         table.add_column(column, justify="left" if column == "level" else "right")
@@ -73,5 +72,10 @@ def run(
         f"{np.mean(result.steps):.0f}",
     )
     console.print(table)
+    path = Path(logdir) / "test.json"
+    try:
+        path.write_text(result.to_json())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     console.print(f"written to {path}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import tempfile
@@ -84,8 +85,8 @@ def _recorded(logdir: Path) -> Config | None:
         return None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    import dataclasses
-
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: not JSON: remove it, and give the run's flags again") from None
     return dataclasses.replace(Config.from_json(text, path), logdir=str(logdir))
 
 
