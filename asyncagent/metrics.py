@@ -267,7 +267,7 @@ class TensorBoard:
 
 class _Text(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(task.fields["figures"])
+        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
 
 
 class _Console(Console):
@@ -288,7 +288,7 @@ class Terminal:
         self._fps: deque[float] = deque(maxlen=12)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             TextColumn("{task.percentage:>5.1f}%"),
             _Text(),
             console=self._console,
@@ -316,27 +316,43 @@ class Terminal:
     def show(self, report: Report) -> None:
         """Show a report."""
         self._fps.append(report.frames_per_s)
-        figures = describe(report, self._total, _mean(list(self._fps)))
-        self._progress.update(self._task, completed=report.frames, figures=figures)
-        if not self._live:
+        frames_per_s = _mean(list(self._fps))
+        if self._live:
+            figures = describe_briefly(report, self._total, frames_per_s)
+            self._progress.update(self._task, completed=report.frames, figures=figures)
+        else:
             share = 100 * report.frames / self._total
+            figures = describe(report, self._total, frames_per_s)
             self._console.print(f"{share:5.1f}%  {figures}", soft_wrap=True)
 
 
 def describe(report: Report, total_frames: int, frames_per_s: float) -> str:
-    """The figures of the terminal's line: frames, rate, return, lag, time left."""
-    left = "-"
-    if frames_per_s > 0:
-        seconds = int(max(total_frames - report.frames, 0) / frames_per_s)
-        left = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    mean = report.episode_return_mean
-    score = f"{mean:.2f}" if math.isfinite(mean) else "-"
-    lag = report.policy_lag_mean
+    """The figures of a plain line: frames, rate, return, lag, entropy, time left."""
     return (
         f"{report.frames:,} frames  {report.frames_per_s:,.0f} frames/s  "
-        f"return {score}  lag {f'{lag:.1f}' if math.isfinite(lag) else '-'}  "
-        f"entropy {report.entropy:.2f}  left {left}"
+        f"return {_figure(report.episode_return_mean, 2)}  lag {_figure(report.policy_lag_mean, 1)}"
+        f"  entropy {_figure(report.entropy, 2)}  left {_left(report, total_frames, frames_per_s)}"
     )
+
+
+def describe_briefly(report: Report, total_frames: int, frames_per_s: float) -> str:
+    """The figures of the live line, which with its bar should fit 80 columns."""
+    return (
+        f"{report.frames / 1e6:.2f}M {report.frames_per_s:,.0f}/s "
+        f"return {_figure(report.episode_return_mean, 2)} lag {_figure(report.policy_lag_mean, 1)} "
+        f"{_left(report, total_frames, frames_per_s)} left"
+    )
+
+
+def _figure(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _left(report: Report, total_frames: int, frames_per_s: float) -> str:
+    if not frames_per_s > 0:
+        return "-"
+    seconds = int(max(total_frames - report.frames, 0) / frames_per_s)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def _mean(values: list[Any]) -> float:
