@@ -40,7 +40,7 @@ class Config:
     """What to learn: atari_<game>, catch, cartpole or memory."""
     preset: Preset = "paper"
     """Where flags left out come from: the paper's values (made for days and 200 M frames) or
-    workstation (made for an hour)."""
+    workstation (made for half an hour)."""
     logdir: str = "logdir"
     """Folder of checkpoints, metrics and TensorBoard files; a run found there is resumed."""
     seed: int = 1
@@ -216,7 +216,7 @@ def cores() -> int:
 
 # Each family's values; what a family does not name is Config's own default (Atari, the paper).
 _WORKSTATION: dict[str, Any] = {
-    "total_environment_frames": 24_000_000,
+    "total_environment_frames": 16_000_000,
     "batch_size": 8,
     "optimizer": "adam",
     "learning_rate": 7e-4,
@@ -224,7 +224,7 @@ _WORKSTATION: dict[str, Any] = {
     "momentum": 0.9,
     "epsilon": 1e-5,
     "vtrace_lambda": 0.9,
-    "entropy_cost": 0.004,
+    "entropy_cost": 0.002,
 }
 _SMALL: dict[str, Any] = {
     "num_action_repeats": 1,

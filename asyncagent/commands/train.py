@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     """Parse the flags and train; returns the exit status."""
     config = configure(arguments)
     if config.preset == "paper" and config.level_name.startswith("atari_"):
-        print("preset paper: made for 200 M frames; --preset=workstation is made for an hour")
+        print("preset paper: made for 200 M frames; --preset=workstation is for half an hour")
     return run(config)
 
 
