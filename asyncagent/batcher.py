@@ -178,7 +178,7 @@ class DynamicBatcher:
             if ``fn`` did not answer with one row per row.
           BatcherClosed: also out of the future, if the batcher is closed before the answer.
           RuntimeError: no event loop is running, or another than the first request's.
-          BatcherError: out of the future, if ``fn`` raised what a future cannot carry
+          CallFailed: out of the future, if ``fn`` raised what a future cannot carry
             (SystemExit, StopIteration, ...).  Every other exception of ``fn`` comes out as it is.
         """
         loop = asyncio.get_running_loop()

@@ -54,7 +54,9 @@ def plain(net: nn.Module) -> None:
     """Undo the first layer's special start."""
     first = next(layer for layer in net.modules() if isinstance(layer, Conv2dSame))
     torch.manual_seed(1)
-    nn.init.orthogonal_(first.weight, math.sqrt(2))
+    weight = nn.init.orthogonal_(torch.empty(first.weight.shape), math.sqrt(2))
+    with torch.no_grad():
+        first.weight.copy_(weight)
 
 
 def fit(net: nn.Module, observations: np.ndarray, returns: np.ndarray, updates: int) -> list[float]:

@@ -27,7 +27,7 @@ from asyncagent.batcher import (
     batch_fn,
     batch_fn_with_options,
 )
-from asyncagent.errors import AlreadyAnswered, BadBatch, BatcherClosed, BatcherError
+from asyncagent.errors import AlreadyAnswered, BadBatch, BatcherClosed, CallFailed
 from asyncagent.threads import NamedThread
 from tests.virtual_clock import HeldThread, InlineThread, VirtualClockLoop, run_virtual, turns
 
@@ -278,7 +278,7 @@ def test_an_exception_reaches_every_waiter() -> None:
 
 @pytest.mark.parametrize("error", [SystemExit(3), StopIteration(), asyncio.CancelledError()])
 def test_an_exception_that_no_future_can_carry(error: BaseException) -> None:
-    """What would end the loop or look like a cancellation fails every waiter as BatcherError."""
+    """What would end the loop or look like a cancellation fails every waiter as CallFailed."""
 
     async def main() -> None:
         def fn(x: np.ndarray) -> np.ndarray:
@@ -287,7 +287,7 @@ def test_an_exception_that_no_future_can_carry(error: BaseException) -> None:
         batcher = DynamicBatcher(fn, thread=InlineThread())
         futures = [batcher(rows(k)) for k in range(2)]
         for result in await asyncio.gather(*futures, return_exceptions=True):
-            assert type(result) is BatcherError
+            assert type(result) is CallFailed
             assert result.__cause__ is error
 
     run_virtual(main())
