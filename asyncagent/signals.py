@@ -9,6 +9,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+SAME_S = 1.0
+"""Signals that follow the first so soon are the same request: timeout(1) sends each twice."""
+
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -22,6 +25,7 @@ class AskedToStop:
     def __init__(self, ask: Callable[[], None]) -> None:
         self._ask = ask
         self._before: dict[int, Any] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -35,12 +39,18 @@ class AskedToStop:
         self, kind: type[BaseException] | None, error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
+        if self._timer is not None:
+            self._timer.cancel()
         for number, handler in self._before.items():
             self._loop.remove_signal_handler(number)
             signal.signal(number, handler)
 
     def _first(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(SAME_S, self._step_aside)
+            self._ask()
+
+    def _step_aside(self) -> None:
         for number in self._before:
             self._loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
-        self._ask()
