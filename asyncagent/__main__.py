@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import os
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = importlib.import_module(f"asyncagent.commands.{name}").main(rest)
         return status
+    except BrokenPipeError:
+        return _FAILURE  # whoever read our output has left, as head(1) does
     except (UsageError, CheckpointError) as error:
         print(f"asyncagent {name}: {error}", file=sys.stderr)
         return _USAGE_ERROR
@@ -55,8 +58,9 @@ def run_and_exit() -> None:
         status = stop.code if isinstance(stop.code, int) else _FAILURE
     except KeyboardInterrupt:
         status = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -39,8 +39,7 @@ class Config:
     level_name: str = "atari_breakout"
     """What to learn: atari_<game>, catch, cartpole or memory."""
     preset: Preset = "paper"
-    """Where flags left out come from: the paper's values (made for days and 200 M frames) or
-    workstation (made for half an hour)."""
+    """Where flags left out come from: paper (200 M frames) or workstation (half an hour)."""
     logdir: str = "logdir"
     """Folder of checkpoints, metrics and TensorBoard files; a run found there is resumed."""
     seed: int = 1
@@ -52,15 +51,13 @@ class Config:
     num_actors: int = 64
     """Number of environments, in all groups together."""
     num_groups: int = 4
-    """Groups the environments are split into; while one group's actions are computed the others
-    step. Must divide num_actors."""
+    """Equal groups of environments: while one's actions are computed, the others step."""
     num_action_repeats: int = 4
     """Frames each action is held for."""
     atari_backend: Literal["envpool", "ale"] = "envpool"
     """Which library steps Atari games."""
     atari_protocol: Literal["impala2018", "machado2018"] = "impala2018"
-    """impala2018: life loss ends the training episode, minimal actions, up to 30 no-ops, no
-    sticky actions. machado2018: sticky actions 0.25, all 18 actions, whole games."""
+    """impala2018: life loss ends episodes, minimal actions. machado2018: sticky, 18 actions."""
 
     # Learning.
     unroll_length: int = 20
@@ -72,7 +69,7 @@ class Config:
     reward_clipping: Literal["abs_one", "soft_asymmetric", "none"] = "abs_one"
     """abs_one: clip to [-1, 1]. soft_asymmetric: 5 tanh(r/5), times 0.3 where r < 0."""
     bootstrap_truncated: bool = False
-    """Bootstrap from the value of an episode's last observation when a time limit cut it off."""
+    """Bootstrap from the last observation's value where a time limit cut an episode off."""
     entropy_cost: float = 0.01
     """Weight of the entropy bonus."""
     baseline_cost: float = 0.5
@@ -116,8 +113,7 @@ class Config:
     learner_threads: int = 1
     """CPU threads of the learner thread's operators."""
     micro_batch_rows: int = 192
-    """On a CPU, learn from about this many rows at a time so that they fit the cache, and add the
-    gradients up; 0 takes the batch whole."""
+    """On a CPU, learn from so many rows at a time, which fit the cache; 0: the whole batch."""
 
     # Reports.
     checkpoint_interval_s: float = 600.0
@@ -127,8 +123,7 @@ class Config:
     report_interval_s: float = 5.0
     """Seconds between lines of metrics.jsonl and of the plain log."""
     stall_timeout_s: float = 300.0
-    """End the run, with all threads' stacks, if an actor or the learner has not moved for so
-    long."""
+    """End the run, showing all stacks, once an actor or the learner has not moved so long."""
 
     def __post_init__(self) -> None:
         for name in ("total_environment_frames", "num_actors", "num_groups", "unroll_length"):

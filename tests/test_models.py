@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asyncagent import config
 from asyncagent.errors import CheckpointError, UsageError
+from asyncagent.models import NETS as BUILT_IN
 from asyncagent.models import (
     ActorCritic,
     AncestorBody,
@@ -284,3 +286,8 @@ def test_heads_stay_in_float32() -> None:
     low = net.low_precision_parameters()
     kept = {name for name, _ in net.named_parameters()} - low
     assert kept == {"policy.weight", "policy.bias", "baseline.weight", "baseline.bias"}
+
+
+def test_flag_and_code_name_the_same_nets() -> None:
+    """What --net accepts by name is what models.py builds."""
+    assert tuple(BUILT_IN) == config.NETS
