@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from asyncagent.config import resolve
 from asyncagent.envs import env_spec, make_group
+from asyncagent.errors import UsageError
 from asyncagent.models import Conv2dSame, make_net
 from asyncagent.policy import resolve_precision
 
@@ -87,7 +88,12 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=600)
     flags = parser.parse_args()
     torch.set_num_threads(1)
-    observations, returns = asyncio.run(play(flags.level_name, 1000))
+    if not flags.level_name.startswith("atari_"):
+        parser.error(f"level_name={flags.level_name!r} must be an Atari level: pixels are needed")
+    try:
+        observations, returns = asyncio.run(play(flags.level_name, 1000))
+    except UsageError as error:
+        parser.error(str(error))
     print(f"{len(returns)} rows of random {flags.level_name}, variance {returns.var():.3f}")
     points = [flags.updates * share // 4 for share in (1, 2, 3, 4)]
     print("updates".ljust(24), *(f"{point:>8}" for point in points))

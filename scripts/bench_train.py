@@ -20,7 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from asyncagent.config import cores, resolve
+from asyncagent.config import PRESETS, cores, resolve
+from asyncagent.errors import UsageError
 
 
 def measure(arguments: argparse.Namespace, logdir: Path) -> dict[str, object]:
@@ -74,7 +75,7 @@ def main() -> None:
     """Parse the flags, train, print one JSON object on stdout."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--level_name", default="atari_breakout")
-    parser.add_argument("--preset", default="paper")
+    parser.add_argument("--preset", default="paper", choices=PRESETS)
     parser.add_argument("--net", default="", help="default: the preset's")
     parser.add_argument("--use_lstm", action="store_true")
     parser.add_argument("--num_actors", type=int, default=0, help="default: the preset's")
@@ -85,7 +86,11 @@ def main() -> None:
         # The run talks on stdout; the figures alone belong there.
         stdout = os.dup(1)
         os.dup2(2, 1)
-        result = measure(arguments, Path(folder))
+        try:
+            result = measure(arguments, Path(folder))
+        except UsageError as error:
+            print(f"bench_train: {error}", file=sys.stderr)
+            sys.exit(2)
         sys.stdout.flush()
         os.dup2(stdout, 1)
     print(json.dumps(result))

@@ -24,9 +24,14 @@ def main() -> None:
     parser.add_argument("--logdir", type=Path, required=True, help="folder of the run")
     parser.add_argument("--out", type=Path, required=True, help="picture to write (png, svg)")
     flags = parser.parse_args()
-    lines = (flags.logdir / "metrics.jsonl").read_text().splitlines()
-    level = json.loads((flags.logdir / "config.json").read_text())["level_name"]
-    reports = [r for r in map(json.loads, lines) if r["episode_return_mean"] is not None]
+    try:
+        lines = (flags.logdir / "metrics.jsonl").read_text().splitlines()
+        level = json.loads((flags.logdir / "config.json").read_text())["level_name"]
+        reports = [r for r in map(json.loads, lines) if r["episode_return_mean"] is not None]
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"{flags.logdir} is not the folder of a run: {error}")
+    if not reports:
+        parser.error(f"{flags.logdir}: no game has ended yet")
     frames = [r["frames"] / 1e6 for r in reports]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     axes.plot(frames, [r["episode_return_mean"] for r in reports])
@@ -38,7 +43,10 @@ def main() -> None:
     minutes.set_xticks([r["frames"] / 1e6 for r in picked])
     minutes.set_xticklabels([f"{r['time_s'] / 60:.0f}" for r in picked])
     minutes.set_xlabel("minutes of training")
-    figure.savefig(flags.out, dpi=110)
+    try:
+        figure.savefig(flags.out, dpi=110)
+    except (OSError, ValueError) as error:
+        parser.error(f"{flags.out} cannot be written: {error}")
 
 
 if __name__ == "__main__":
