@@ -8,7 +8,7 @@ import numpy as np
 import optree
 
 from asyncagent.envs.base import EnvGroup
-from asyncagent.structs import Episode, IntArray, Nest, PolicyStep
+from asyncagent.structs import ActionArray, EnvStep, Nest, PolicyStep
 from asyncagent.unroll import UnrollBuffers, UnrollQueue, empty_unroll, write_action, write_row
 
 Infer = Callable[..., Awaitable[PolicyStep]]
@@ -21,13 +21,13 @@ async def act(
     queue: UnrollQueue,
     unroll_length: int,
     initial_state: Nest,
-    on_row: Callable[[int, tuple[Episode, ...]], None],
+    on_row: Callable[[EnvStep], None],
 ) -> None:
     """Step ``group`` with the policy for ever and put an unroll on the queue every T steps.
 
     Args:
       initial_state: core state before the first row, nest of float32 [E, ...].
-      on_row: called with the number of environments stepped and the games that ended.
+      on_row: called with every row after the first.
 
     Ends by cancellation, or by EndOfUnrolls once the queue is closed.
     """
@@ -35,7 +35,8 @@ async def act(
         lambda: empty_unroll(unroll_length, group.num_envs, group.spec, initial_state)
     )
     core_state = initial_state
-    last_action: IntArray = np.zeros(group.num_envs, np.int64)
+    one = group.spec.actions.array
+    last_action: ActionArray = np.zeros((group.num_envs, *one.shape), one.dtype)
     row = await group.reset()
     while True:
         unroll = buffers.take()
@@ -46,8 +47,17 @@ async def act(
             write_action(unroll, t, row, choice)
             core_state = choice.core_state
             row = await group.step(choice.action)
-            # The engine ignored the action that was sent after an end row.
-            last_action = np.where(row.first, 0, choice.action)
+            last_action = action_that_led_to(row, choice.action)
             write_row(unroll, t + 1, row, last_action)
-            on_row(group.num_envs, row.episodes)
+            on_row(row)
         await queue.put(unroll, buffers.give_back)
+
+
+def action_that_led_to(row: EnvStep, action: ActionArray) -> ActionArray:
+    """``action`` [E, ...], and 0 where none led to the row: it opens an episode, or was lost."""
+    went_nowhere = row.first | row.lost
+    if not went_nowhere.any():
+        return action
+    action = action.copy()
+    action[went_nowhere] = 0
+    return action

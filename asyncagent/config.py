@@ -23,11 +23,13 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 NETS = ("shallow", "deep", "ancestor", "mlp")
 
 
-_SECONDS = (
+_POSITIVE = (
     "checkpoint_interval_s",
     "summary_interval_s",
     "report_interval_s",
     "stall_timeout_s",
+    "env_timeout_s",
+    "level_cache_gb",
 )
 
 
@@ -58,6 +60,25 @@ class Config:
     """Which library steps Atari games."""
     atari_protocol: Literal["impala2018", "machado2018"] = "impala2018"
     """impala2018: life loss ends episodes, minimal actions. machado2018: sticky, 18 actions."""
+
+    width: int = 96
+    """DMLab: width of an observation in pixels."""
+    height: int = 72
+    """DMLab: height of an observation in pixels."""
+    dataset_path: str = ""
+    """DMLab: folder of the psychlab data set."""
+    renderer: Literal["software", "hardware"] = "software"
+    """DMLab: how it draws."""
+    level_cache: str = "~/.cache/asyncagent/dmlab"
+    """DMLab: folder of compiled levels, which runs may share; empty: keep none."""
+    level_cache_gb: float = 10.0
+    """DMLab: the level cache's size limit; the levels longest unused go first."""
+    env_timeout_s: float = 120.0
+    """Replace an environment whose step or reset takes longer (those in worker processes)."""
+    max_env_failures: int = 5
+    """End the run once an environment failed so often without ending an episode in between."""
+    benchmark_mode: bool = False
+    """Act at random, whatever the policy says: measures throughput only."""
 
     # Learning.
     unroll_length: int = 20
@@ -130,7 +151,7 @@ class Config:
             self._check(name, getattr(self, name) >= 1, ">= 1")
         for name in ("num_action_repeats", "batch_size", "env_threads", "epochs_per_batch"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
-        for name in ("inference_threads", "learner_threads"):
+        for name in ("inference_threads", "learner_threads", "width", "height", "max_env_failures"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
         self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
         for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
@@ -139,7 +160,7 @@ class Config:
         for name in ("learning_rate", "epsilon", "clip_rho_threshold", "clip_pg_rho_threshold"):
             value = getattr(self, name)
             self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
-        for name in _SECONDS:
+        for name in _POSITIVE:
             value = getattr(self, name)
             self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
         for name in ("discounting", "decay", "vtrace_lambda"):

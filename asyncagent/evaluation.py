@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import uvloop
 
-from asyncagent.actor import Infer
+from asyncagent.actor import Infer, action_that_led_to
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.checkpoint import load_checkpoint
 from asyncagent.config import Config
@@ -145,13 +145,14 @@ async def _play(
     """Play until environment i has ended ``quota[i]`` games; further games do not count."""
     left = list(quota)
     episodes: list[Episode] = []
-    last_action = np.zeros(group.num_envs, np.int64)
+    one = group.spec.actions.array
+    last_action = np.zeros((group.num_envs, *one.shape), one.dtype)
     row = await group.reset()
     while any(left):
         choice = await infer(row.observation, row.reward, last_action, row.first, core_state)
         core_state = choice.core_state
         row = await group.step(choice.action)
-        last_action = np.where(row.first, 0, choice.action)
+        last_action = action_that_led_to(row, choice.action)
         for episode in row.episodes:
             if left[episode.env_index]:
                 left[episode.env_index] -= 1

@@ -39,7 +39,7 @@ from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.signals import AskedToStop
-from asyncagent.structs import Episode
+from asyncagent.structs import EnvStep
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
 
@@ -213,9 +213,14 @@ class _Run:
         )
 
     async def _act(self, name: str, group: EnvGroup) -> None:
-        def on_row(num_envs: int, episodes: tuple[Episode, ...]) -> None:
+        def on_row(row: EnvStep) -> None:
             self._moves[name] += 1
-            self.counters.on_row(num_envs, episodes)
+            self.counters.on_row(row)
+            for loss in row.losses:
+                _log.warning(
+                    "%s: environment %d of level %s, seed %d, is being replaced: %s",
+                    name, loss.env_index, loss.level_name, loss.seed, loss.reason,
+                )  # fmt: skip
 
         await act(
             group,

@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from asyncagent.structs import Episode
+from asyncagent.structs import EnvStep, Episode
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,6 +41,8 @@ class Report(NamedTuple):
     learning_rate: float
     episodes: int
     """Games ended since this session started."""
+    env_losses: int
+    """Environments lost and replaced since this session started."""
     episode_return_mean: float
     """Whole games, undiscounted and unclipped; mean of the last 100."""
     episode_frames_mean: float
@@ -106,14 +107,16 @@ class Counters:
         self._episodes: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
         self._new_episodes: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
         self.num_episodes = 0
+        self.num_losses = 0
         self._time_before_s = time_s
         self._started_s = time.monotonic()
         self._last = (time_s, frames, 0, updates)
 
-    def on_row(self, num_envs: int, episodes: Iterable[Episode]) -> None:
-        """Count one row of a group and the games that ended with it."""
-        self._acted_frames += num_envs * self._action_repeats
-        for episode in episodes:
+    def on_row(self, row: EnvStep) -> None:
+        """Count one row of a group, the games that ended with it and the environments lost."""
+        self._acted_frames += int(np.count_nonzero(~row.lost)) * self._action_repeats
+        self.num_losses += len(row.losses)
+        for episode in row.episodes:
             self._episodes.append(episode)
             self._new_episodes.append(episode)
             self.num_episodes += 1
@@ -152,6 +155,7 @@ class Counters:
             updates_per_s=(updates - last_updates) / elapsed_s,
             learning_rate=figures.learning_rate,
             episodes=self.num_episodes,
+            env_losses=self.num_losses,
             episode_return_mean=self.episode_return_mean,
             episode_frames_mean=_mean([e.steps * self._action_repeats for e in self._episodes]),
             policy_lag_mean=figures.policy_lag_mean,

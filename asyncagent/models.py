@@ -364,7 +364,7 @@ def make_net(name: str, spec: EnvSpec, use_lstm: bool, seed: int) -> nn.Module:
             body = kind.body(spec.observation)
             units = kind.lstm_units if use_lstm else 0
             features = cast(int, body.num_features)
-            net = ActorCritic(body, features, spec.num_actions, units)
+            net = ActorCritic(body, features, spec.actions.num_logits, units)
     check_net(net, spec, name)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
@@ -429,7 +429,7 @@ def check_net(net: nn.Module, spec: EnvSpec, name: str) -> None:
         raise
     except Exception as error:
         raise UsageError(f"net={name} failed on rows [T=2, N=3]: {_brief(error)}") from error
-    wanted = (steps, rows, spec.num_actions)
+    wanted = (steps, rows, spec.actions.num_logits)
     if tuple(output.logits.shape) != wanted or output.logits.dtype != torch.float32:
         raise UsageError(
             f"net={name}: logits are {output.logits.dtype} {tuple(output.logits.shape)}, "

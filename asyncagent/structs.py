@@ -1,6 +1,7 @@
 """What travels between environments, policy, actors and learner.
 
-Shapes: ``E`` environments of one group, ``T`` agent steps of one unroll, ``A`` actions.
+Shapes: ``E`` environments of one group, ``T`` agent steps of one unroll, ``A`` numbers by which
+a policy describes the distribution of one action (of a discrete action: one logit per choice).
 A *nest* is any tree of arrays that ``optree`` walks (an array, tuple, dict, named tuple).
 
 Time, written once for the whole program.  Row ``t`` of an unroll belongs to the observation
@@ -8,7 +9,8 @@ Time, written once for the whole program.  Row ``t`` of an unroll belongs to the
 step that *led to* ``x_t``; ``action[t]`` and ``behaviour_logits[t]`` are what was chosen *at*
 ``x_t``.  An episode's *end row* holds its final observation, last reward and end flag; the action
 chosen there goes nowhere.  The row after it opens the next episode: ``first`` True, reward 0,
-last_action 0.  Row ``T`` carries no action: it is row 0 of the next unroll.
+last_action 0.  Row ``T`` carries no action: it is row 0 of the next unroll.  Where an environment
+is lost, its rows say so until its replacement opens an episode.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ Nest: TypeAlias = Any
 BoolArray: TypeAlias = npt.NDArray[np.bool_]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 IntArray: TypeAlias = npt.NDArray[np.int64]
+ActionArray: TypeAlias = npt.NDArray[Any]
+"""Actions, int64 or float32 as the ``ActionSpace`` says."""
 
 
 def map_nest(function: Callable[..., Any], nest: Nest, *others: Nest) -> Nest:
@@ -40,6 +44,67 @@ class ArraySpec:
 
     shape: tuple[int, ...]
     dtype: str
+    num_tokens: int = 0
+    """Above 0, the array is a sentence: token numbers 1 ... num_tokens, then zeros."""
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """One choice out of ``num_actions``; an action is an int64 scalar."""
+
+    num_actions: int
+
+    @property
+    def array(self) -> ArraySpec:
+        """Of one action."""
+        return ArraySpec((), "int64")
+
+    @property
+    def num_logits(self) -> int:
+        """A: a logit per choice."""
+        return self.num_actions
+
+
+@dataclass(frozen=True)
+class MultiDiscrete:
+    """Several choices at once, independent of each other; an action is int64 [len(sizes)]."""
+
+    sizes: tuple[int, ...]
+    """Number of alternatives of each choice."""
+
+    @property
+    def array(self) -> ArraySpec:
+        """Of one action."""
+        return ArraySpec((len(self.sizes),), "int64")
+
+    @property
+    def num_logits(self) -> int:
+        """A: the logits of each choice, one choice after the other."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class Box:
+    """``num_dims`` real numbers; an action is float32 [num_dims], a sample of a diagonal Gaussian.
+
+    Actions are in the policy's units: where an environment's bounds are finite, -1 and 1 stand for
+    them and what lies beyond is clipped by the environment; elsewhere the unit is its own.
+    """
+
+    num_dims: int
+
+    @property
+    def array(self) -> ArraySpec:
+        """Of one action."""
+        return ArraySpec((self.num_dims,), "float32")
+
+    @property
+    def num_logits(self) -> int:
+        """A: every dimension's mean, then every dimension's log of the standard deviation."""
+        return 2 * self.num_dims
+
+
+ActionSpace: TypeAlias = Discrete | MultiDiscrete | Box
 
 
 @dataclass(frozen=True)
@@ -48,8 +113,7 @@ class EnvSpec:
 
     observation: Nest
     """Nest of ArraySpec, in the engine's own layout (Atari: uint8 [4, 84, 84])."""
-    num_actions: int
-    """Size A of the discrete action space."""
+    actions: ActionSpace
     action_repeats: int
     """Frames the engine advances per agent step."""
 
@@ -59,11 +123,25 @@ class Episode(NamedTuple):
 
     level_name: str
     episode_return: float
-    """Undiscounted, unclipped sum of rewards over the whole game."""
+    """Undiscounted, unclipped and unshaped sum of rewards over the whole game."""
     steps: int
     """Agent steps taken; frames are steps * action_repeats."""
     env_index: int
     """Which environment of its group, in [0, E)."""
+    truncated: bool = False
+    """A time limit ended it."""
+
+
+class Loss(NamedTuple):
+    """An environment that crashed, hung or raised, and is being replaced."""
+
+    level_name: str
+    seed: int
+    """Which the environment was made with."""
+    env_index: int
+    """Which environment of its group, in [0, E)."""
+    reason: str
+    """What happened, in one line."""
 
 
 class EnvStep(NamedTuple):
@@ -79,17 +157,22 @@ class EnvStep(NamedTuple):
     """bool [E]: this is the end row of an episode that a time limit cut off."""
     first: BoolArray
     """bool [E]: this observation opens an episode."""
+    lost: BoolArray
+    """bool [E]: there is no such environment at the moment: the action sent to it went nowhere and
+    what this row says of it means nothing. The next row that is not lost is ``first``."""
     episodes: tuple[Episode, ...] = ()
     """The games that ended with this row."""
+    losses: tuple[Loss, ...] = ()
+    """The environments that were lost with this row."""
 
 
 class PolicyStep(NamedTuple):
     """The policy's answer for every environment of a group."""
 
-    action: IntArray
-    """int64 [E]."""
+    action: ActionArray
+    """[E, ...] as the action space says."""
     logits: FloatArray
-    """float32 [E, A]: of the forward pass that chose ``action``."""
+    """float32 [E, A]: the distribution that ``action`` was drawn from."""
     core_state: Nest
     """Recurrent state after this row, float32 [E, ...] per leaf; () without recurrence."""
     policy_version: IntArray
@@ -109,12 +192,12 @@ class Unroll(NamedTuple):
     """bool [T+1, E]."""
     first: BoolArray
     """bool [T+1, E]: x_t opens an episode; the core state is zeroed before consuming row t."""
-    last_action: IntArray
-    """int64 [T+1, E]: the action that led to x_t; 0 where first."""
-    action: IntArray
-    """int64 [T, E]: chosen at x_t."""
+    last_action: ActionArray
+    """[T+1, E, ...]: the action that led to x_t; 0 where first."""
+    action: ActionArray
+    """[T, E, ...]: chosen at x_t."""
     behaviour_logits: FloatArray
-    """float32 [T, E, A]: of the forward pass that chose action[t]."""
+    """float32 [T, E, A]: the distribution that action[t] was drawn from."""
     policy_version: IntArray
     """int64 [T, E]."""
     valid: BoolArray

@@ -11,13 +11,22 @@ import numpy as np
 import optree
 
 from asyncagent.errors import EndOfUnrolls
-from asyncagent.structs import EnvSpec, EnvStep, IntArray, Nest, PolicyStep, Unroll, map_nest
+from asyncagent.structs import (
+    ActionArray,
+    EnvSpec,
+    EnvStep,
+    Nest,
+    PolicyStep,
+    Unroll,
+    map_nest,
+)
 
 
 def empty_unroll(unroll_length: int, num_envs: int, spec: EnvSpec, initial_state: Nest) -> Unroll:
     """An unroll of uninitialised arrays; ``initial_state`` gives the core state's shapes."""
     rows = (unroll_length + 1, num_envs)
     steps = (unroll_length, num_envs)
+    one = spec.actions.array
     return Unroll(
         observation=map_nest(
             lambda leaf: np.empty(rows + leaf.shape, leaf.dtype), spec.observation
@@ -26,17 +35,20 @@ def empty_unroll(unroll_length: int, num_envs: int, spec: EnvSpec, initial_state
         terminated=np.empty(rows, np.bool_),
         truncated=np.empty(rows, np.bool_),
         first=np.empty(rows, np.bool_),
-        last_action=np.empty(rows, np.int64),
-        action=np.empty(steps, np.int64),
-        behaviour_logits=np.empty((*steps, spec.num_actions), np.float32),
+        last_action=np.empty(rows + one.shape, one.dtype),
+        action=np.empty(steps + one.shape, one.dtype),
+        behaviour_logits=np.empty((*steps, spec.actions.num_logits), np.float32),
         policy_version=np.empty(steps, np.int64),
         valid=np.empty(steps, np.bool_),
         core_state=map_nest(np.empty_like, initial_state),
     )
 
 
-def write_row(unroll: Unroll, t: int, row: EnvStep, last_action: IntArray) -> None:
-    """Write x_t and what led to it; ``last_action`` int64 [E], 0 where ``row.first``."""
+def write_row(unroll: Unroll, t: int, row: EnvStep, last_action: ActionArray) -> None:
+    """Write x_t and what led to it; ``last_action`` [E, ...], 0 where ``row.first``.
+
+    Where the environment was lost on the way to x_t, action[t-1] is not valid after all.
+    """
     optree.tree_map_(
         lambda target, value: np.copyto(target[t], value), unroll.observation, row.observation
     )
@@ -45,14 +57,16 @@ def write_row(unroll: Unroll, t: int, row: EnvStep, last_action: IntArray) -> No
     unroll.truncated[t] = row.truncated
     unroll.first[t] = row.first
     unroll.last_action[t] = last_action
+    if t > 0:
+        unroll.valid[t - 1] &= ~row.lost
 
 
 def write_action(unroll: Unroll, t: int, row: EnvStep, choice: PolicyStep) -> None:
-    """Write what was chosen at x_t; an end row's action goes nowhere, so it is not valid."""
+    """Write what was chosen at x_t; not valid where it goes nowhere: end rows and lost rows."""
     unroll.action[t] = choice.action
     unroll.behaviour_logits[t] = choice.logits
     unroll.policy_version[t] = choice.policy_version
-    np.logical_not(row.terminated | row.truncated, out=unroll.valid[t])
+    np.logical_not(row.terminated | row.truncated | row.lost, out=unroll.valid[t])
 
 
 class UnrollBuffers:

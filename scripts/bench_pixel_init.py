@@ -39,7 +39,7 @@ async def play(level_name: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]
     rng = np.random.default_rng(0)
     rows = [await group.reset()]
     for _ in range(num_steps + HORIZON):
-        rows.append(await group.step(rng.integers(0, group.spec.num_actions, NUM_ENVS)))
+        rows.append(await group.step(rng.integers(0, group.spec.actions.num_logits, NUM_ENVS)))
     await group.close()
     value = np.zeros(NUM_ENVS)
     returns = np.zeros((num_steps, NUM_ENVS), np.float32)

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from asyncagent.envs.base import EpisodeTracker
-from asyncagent.structs import ArraySpec, EnvSpec, EnvStep, IntArray, Nest, PolicyStep
+from asyncagent.structs import (
+    ArraySpec,
+    Discrete,
+    EnvSpec,
+    EnvStep,
+    IntArray,
+    Loss,
+    Nest,
+    PolicyStep,
+)
 
 
 class CounterGroup:
@@ -17,7 +26,8 @@ class CounterGroup:
     Environment e plays episodes of the lengths ``lengths[e]`` in turn (steps from first row to
     end row), the last length again and again.  The reward that led to row n of environment e is
     ``n + 100 * e``; the k-th end of environment e is a truncation where ``(e, k)`` is in
-    ``truncations``.
+    ``truncations``.  Where ``(e, n)`` is in ``lost``, environment e is lost on the way to row n;
+    the first row after that which is not lost opens an episode.
     """
 
     def __init__(
@@ -25,13 +35,16 @@ class CounterGroup:
         lengths: Sequence[Sequence[int]],
         truncations: Sequence[tuple[int, int]] = (),
         num_actions: int = 3,
+        lost: Sequence[tuple[int, int]] = (),
     ) -> None:
         self.num_envs = len(lengths)
-        self.spec = EnvSpec(ArraySpec((1,), "float32"), num_actions, 1)
+        self.spec = EnvSpec(ArraySpec((1,), "float32"), Discrete(num_actions), 1)
         self.actions: list[IntArray] = []
         self.closed = False
         self._lengths = [list(of_env) for of_env in lengths]
         self._truncations = set(truncations)
+        self._losses = set(lost)
+        self._lost = np.zeros(self.num_envs, np.bool_)
         self._row = np.zeros(self.num_envs, np.int64)
         self._in_episode = np.zeros(self.num_envs, np.int64)
         self._ends = np.zeros(self.num_envs, np.int64)
@@ -47,17 +60,21 @@ class CounterGroup:
             zeros,
             zeros.copy(),
             ~zeros,
+            zeros.copy(),
         )
 
     async def step(self, action: IntArray) -> EnvStep:
         await asyncio.sleep(0)
         self.actions.append(action.copy())
         self._row += 1
-        first = self._ended
+        lost = np.array([(e, int(self._row[e])) in self._losses for e in range(self.num_envs)])
+        new = lost & ~self._lost
+        first = (self._ended | self._lost) & ~lost
+        self._lost = lost
         terminated = np.zeros(self.num_envs, np.bool_)
         truncated = np.zeros(self.num_envs, np.bool_)
         for e in range(self.num_envs):
-            if first[e]:
+            if first[e] or lost[e]:
                 self._in_episode[e] = 0
                 continue
             self._in_episode[e] += 1
@@ -66,11 +83,14 @@ class CounterGroup:
                 cut = (e, int(self._ends[e])) in self._truncations
                 (truncated if cut else terminated)[e] = True
                 self._ends[e] += 1
-        reward = np.where(first, 0, self._row + 100 * np.arange(self.num_envs)).astype(np.float32)
+        points = self._row + 100 * np.arange(self.num_envs)
+        reward = np.where(first | lost, 0, points).astype(np.float32)
         self._ended = terminated | truncated
-        episodes = self._tracker.update(reward, first, self._ended)
+        self._tracker.forget(lost)
+        episodes = self._tracker.update(reward, first | lost, self._ended, truncated)
         observation = self._row.astype(np.float32)[:, None]
-        return EnvStep(observation, reward, terminated, truncated, first, episodes)
+        losses = tuple(Loss("counter", 0, int(e), "lost") for e in np.flatnonzero(new))
+        return EnvStep(observation, reward, terminated, truncated, first, lost, episodes, losses)
 
     async def close(self) -> None:
         self.closed = True

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from asyncagent.actor import act
-from asyncagent.structs import Episode, Unroll
+from asyncagent.structs import EnvStep, Episode, Unroll
 from asyncagent.unroll import UnrollQueue, gather_columns
 from tests.fakes import CounterGroup, CountingPolicy
 
@@ -24,10 +24,10 @@ def collect(
     episodes: list[Episode] = []
     stepped = 0
 
-    def on_row(num_envs: int, ended: tuple[Episode, ...]) -> None:
+    def on_row(row: EnvStep) -> None:
         nonlocal stepped
-        stepped += num_envs
-        episodes.extend(ended)
+        stepped += len(row.reward)
+        episodes.extend(row.episodes)
 
     async def run() -> list[Unroll]:
         queue = UnrollQueue(group.num_envs, group.num_envs)
@@ -148,7 +148,7 @@ def test_buffers_are_reused_but_never_while_in_use() -> None:
     async def run() -> None:
         queue = UnrollQueue(1, 1)
         actor = asyncio.create_task(
-            act(group, policy, queue, 2, policy.initial_state(1), lambda n, e: None)
+            act(group, policy, queue, 2, policy.initial_state(1), lambda row: None)
         )
         async with asyncio.timeout(WATCHDOG_S):
             held = await queue.get()
@@ -164,3 +164,34 @@ def test_buffers_are_reused_but_never_while_in_use() -> None:
         actor.cancel()
 
     asyncio.run(run())
+
+
+def test_a_lost_environment_masks_its_own_column_until_it_is_replaced() -> None:
+    """Neither the action on the way to a lost row nor those at lost rows are valid; the first row
+    of the replacement is as any episode's; the neighbour's column does not notice."""
+    group = CounterGroup([[1000], [1000]], lost=[(0, 2), (0, 3), (0, 5)])
+    first, second = collect(group, 4, 2)[0]
+    t, f = True, False
+    assert first.valid[:, 0].tolist() == [t, f, f, f]
+    assert first.first[:, 0].tolist() == [t, f, f, f, t]
+    # Row 5 is lost on the seam's far side: the replacement's only action went nowhere.
+    assert second.valid[:, 0].tolist() == [f, f, t, t]
+    assert second.first[:, 0].tolist() == [t, f, t, f, f]
+    assert first.valid[:, 1].all() and second.valid[:, 1].all()
+    assert first.last_action[:, 0, ...].tolist() == [0, 0, 0, 0, 0]
+    assert second.last_action[:, 0].tolist() == [0, 0, 0, 0, 1]
+    assert second.last_action[:, 1].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_an_environment_lost_on_the_seam_masks_the_unroll_before() -> None:
+    """Row T is lost: the last action of the unroll that ends there is not valid."""
+    first, second = collect(CounterGroup([[1000]], lost=[(0, 3)]), 3, 2)[0]
+    assert first.valid[:, 0].tolist() == [True, True, False]
+    assert second.valid[:, 0].tolist() == [False, True, True]
+    assert second.first[:, 0].tolist() == [False, True, False, False]
+
+
+def test_frames_of_lost_rows_are_not_counted() -> None:
+    """A lost row is a loss and no frame; the games of the replacement are counted anew."""
+    episodes = collect(CounterGroup([[3]], lost=[(0, 2)]), 8, 1)[1]
+    assert [(e.episode_return, e.steps) for e in episodes[:1]] == [(4.0 + 5.0 + 6.0, 3)]

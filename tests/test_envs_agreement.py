@@ -90,7 +90,7 @@ def same_play(
     playing = same.copy()
     seen = np.zeros((4, num_envs), np.int64)
     for _ in range(num_steps):
-        action = rng.integers(engines[0].spec.num_actions, size=num_envs)
+        action = rng.integers(engines[0].spec.actions.num_logits, size=num_envs)
         one, two = (engine.step(action) for engine in engines)
         differs = (one.observation != two.observation).any(axis=(2, 3))
         # Of a game that ended by itself the backends show different last frames.
@@ -158,7 +158,7 @@ def test_other_screens_play_the_same(game: str) -> None:
     score = np.zeros((2, 6))
     ends = np.zeros((2, 6))
     for _ in range(150):
-        action = rng.integers(engines[0].spec.num_actions, size=6)
+        action = rng.integers(engines[0].spec.actions.num_logits, size=6)
         for k, engine in enumerate(engines):
             rows = engine.step(action)
             score[k] += rows.reward
@@ -179,8 +179,8 @@ def test_specs_agree(game: str, protocol: str) -> None:
         )
         spec = atari_spec(game, protocol, 4)
         emulators.restart(np.arange(1))
-        frames = emulators.step(np.array([spec.num_actions - 1]))
-        assert emulators.num_actions == spec.num_actions
+        frames = emulators.step(np.array([spec.actions.num_logits - 1]))
+        assert emulators.num_actions == spec.actions.num_logits
         assert frames.observation.shape[1:] == spec.observation.shape
         assert str(frames.observation.dtype) == spec.observation.dtype
         assert frames.reward.dtype == "float32" and frames.lives.dtype == "int32"
@@ -225,7 +225,7 @@ def random_games(
         played: list[list[Episode]] = [[] for _ in range(num_envs)]
         await group.reset()
         while min(map(len, played)) < games:
-            row = await group.step(rng.integers(group.spec.num_actions, size=num_envs))
+            row = await group.step(rng.integers(group.spec.actions.num_logits, size=num_envs))
             for game in row.episodes:
                 played[game.env_index].append(game)
         await group.close()

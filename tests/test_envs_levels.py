@@ -14,7 +14,7 @@ from asyncagent.config import Config
 from asyncagent.envs import atari, check_level, env_spec, level_names, make_group
 from asyncagent.envs.base import env_seeds
 from asyncagent.errors import UsageError
-from asyncagent.structs import ArraySpec, EnvSpec
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec
 
 NOT_FOR_ONE_PLAYER = {"combat", "joust", "maze_craze", "warlords"}
 """ale-py lists them but does not load them."""
@@ -52,7 +52,7 @@ def test_action_tables_are_the_emulators(games: tuple[str, ...]) -> None:
         emulator.loadROM(str(roms.get_rom_path(game)))
         minimal, full = emulator.getMinimalActionSet(), emulator.getLegalActionSet()
         assert len(minimal) == atari.MINIMAL_ACTIONS[game], game
-        assert len(full) == atari.atari_spec(game, "machado2018", 4).num_actions, game
+        assert len(full) == atari.atari_spec(game, "machado2018", 4).actions.num_logits, game
         fire = ale_py.Action.FIRE if ale_py.Action.FIRE in minimal else ale_py.Action.NOOP
         assert minimal[atari.opening_action(game, "impala2018")] == fire, game
         assert full[atari.opening_action(game, "machado2018")] == ale_py.Action.NOOP, game
@@ -102,11 +102,13 @@ def test_other_levels_are_refused_in_one_line(level_name: str, says: str) -> Non
 def test_specs() -> None:
     """Observation, number of actions and repeats per level and protocol."""
     frames = ArraySpec((4, 84, 84), "uint8")
-    assert env_spec(config("atari_breakout")) == EnvSpec(frames, 4, 4)
-    assert env_spec(config("atari_mspacman", num_action_repeats=2)) == EnvSpec(frames, 9, 2)
-    assert env_spec(config("atari_pong", atari_protocol="machado2018")).num_actions == 18
-    assert env_spec(config("atari_skiing", atari_protocol="machado2018")).num_actions == 9
-    catch = EnvSpec(ArraySpec((10, 5), "float32"), 3, 1)
+    assert env_spec(config("atari_breakout")) == EnvSpec(frames, Discrete(4), 4)
+    assert env_spec(config("atari_mspacman", num_action_repeats=2)) == EnvSpec(
+        frames, Discrete(9), 2
+    )
+    assert env_spec(config("atari_pong", atari_protocol="machado2018")).actions.num_logits == 18
+    assert env_spec(config("atari_skiing", atari_protocol="machado2018")).actions.num_logits == 9
+    catch = EnvSpec(ArraySpec((10, 5), "float32"), Discrete(3), 1)
     assert env_spec(config("catch", num_action_repeats=1)) == catch
 
 

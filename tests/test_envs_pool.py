@@ -11,7 +11,7 @@ import pytest
 
 from asyncagent.envs.pool import PoolGroup, Rows
 from asyncagent.errors import ActorLost
-from asyncagent.structs import ArraySpec, EnvSpec, Episode, IntArray
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Episode, IntArray
 
 STAY = np.zeros(2, np.int64)
 
@@ -31,7 +31,7 @@ class ScriptedEngine:
         hangs: int = -1,
         fails: int = -1,
     ) -> None:
-        self.spec = EnvSpec(ArraySpec((1,), "float32"), 3, 1)
+        self.spec = EnvSpec(ArraySpec((1,), "float32"), Discrete(3), 1)
         self.num_envs = 2
         self.tape: list[str] = []
         self.threads: set[str] = set()

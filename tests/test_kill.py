@@ -104,7 +104,7 @@ def test_fault_ends_the_process_with_its_traceback(tmp_path: Path) -> None:
         "            raise ValueError('faulty net')\n"
         "        return super().forward(*args)\n"
         "def build(spec, use_lstm):\n"
-        "    return Net(MlpBody(spec.observation), 128, spec.num_actions, 0)\n"
+        "    return Net(MlpBody(spec.observation), 128, spec.actions.num_logits, 0)\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     result = subprocess.run(

@@ -69,7 +69,7 @@ def unrolls(
 
     async def run() -> list[Columns]:
         queue = UnrollQueue(group.num_envs, group.num_envs)
-        actor = asyncio.create_task(act(group, infer, queue, length, state, lambda n, e: None))
+        actor = asyncio.create_task(act(group, infer, queue, length, state, lambda row: None))
         async with asyncio.timeout(WATCHDOG_S):
             parts = [part for _ in range(count) for part in await queue.get()]
         actor.cancel()
@@ -155,7 +155,7 @@ def test_truncation_in_mid_unroll_does_not_leak() -> None:
 def recurrent_net(spec: EnvSpec) -> ActorCritic:
     torch.manual_seed(3)
     assert isinstance(spec.observation, ArraySpec)
-    net = ActorCritic(MlpBody(spec.observation), 128, spec.num_actions, lstm_units=16)
+    net = ActorCritic(MlpBody(spec.observation), 128, spec.actions.num_logits, lstm_units=16)
     with torch.no_grad():
         net.policy.weight.mul_(100)  # an initial policy is all but uniform and would hide errors
     return net

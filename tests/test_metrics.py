@@ -17,7 +17,7 @@ from asyncagent.metrics import (
     Terminal,
     describe,
 )
-from asyncagent.structs import Episode
+from asyncagent.structs import EnvStep, Episode, Loss
 
 
 def figures(total_loss: float = 1.0) -> LearnerStatistics:
@@ -26,10 +26,18 @@ def figures(total_loss: float = 1.0) -> LearnerStatistics:
     )
 
 
+def row(num_envs: int, episodes: tuple[Episode, ...] = (), num_lost: int = 0) -> EnvStep:
+    zeros = np.zeros(num_envs, np.bool_)
+    lost = np.arange(num_envs) < num_lost
+    losses = (Loss("x", 1, 0, "died"),) * num_lost
+    points = np.zeros(num_envs, np.float32)
+    return EnvStep(points, points, zeros, zeros, zeros, lost, episodes, losses)
+
+
 def report(frames: int = 4000, mean: float = 1.5) -> Report:
     counters = Counters(4, 0, 0, 0.0)
     if not math.isnan(mean):
-        counters.on_row(2, (Episode("x", mean, 10, 0),))
+        counters.on_row(row(2, (Episode("x", mean, 10, 0),)))
     return counters.report(frames, 10, figures(), 16.0, 8)
 
 
@@ -39,7 +47,7 @@ def test_rates_are_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("time.monotonic", lambda: now_s)
     counters = Counters(4, 1000, 10, 50.0)
     for _ in range(5):
-        counters.on_row(16, ())
+        counters.on_row(row(16))
     now_s = 110.0
     first = counters.report(3000, 30, figures(), 16.0, 8)
     assert first.time_s == pytest.approx(60.0)
@@ -57,7 +65,7 @@ def test_episode_means_are_over_the_last_hundred() -> None:
     """Means forget games beyond the window; frames are steps times repeats."""
     counters = Counters(4, 0, 0, 0.0)
     for value in range(150):
-        counters.on_row(1, (Episode("x", float(value), value, 0),))
+        counters.on_row(row(1, (Episode("x", float(value), value, 0),)))
     made = counters.report(0, 0, figures(), 1.0, 0)
     assert made.episodes == 150
     assert made.episode_return_mean == pytest.approx(np.mean(range(50, 150)))
@@ -114,3 +122,17 @@ def test_plain_lines_where_stdout_is_no_terminal(capsys: pytest.CaptureFixture[s
     assert lines[0].startswith(" 10.0%  4,000 frames")
     assert lines[1] == "a message"
     assert "\x1b" not in "".join(lines)
+
+
+def test_lost_environments_are_counted_and_act_no_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows of lost environments are no frames."""
+    now_s = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    counters = Counters(4, 0, 0, 0.0)
+    counters.on_row(row(16, num_lost=2))
+    now_s = 10.0
+    made = counters.report(0, 0, figures(), 1.0, 0)
+    assert made.env_losses == 2
+    assert made.acted_frames_per_s == pytest.approx(14 * 4 / 10)

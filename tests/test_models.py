@@ -30,11 +30,11 @@ from asyncagent.models import (
     pixel_conv,
     same_padding,
 )
-from asyncagent.structs import ArraySpec, EnvSpec, Nest
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Nest
 
-ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), 6, 4)
-DMLAB = EnvSpec(ArraySpec((72, 96, 3), "uint8"), 9, 4)
-VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), 3, 1)
+ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), Discrete(6), 4)
+DMLAB = EnvSpec(ArraySpec((72, 96, 3), "uint8"), Discrete(9), 4)
+VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), Discrete(3), 1)
 
 
 def flat_size(body: nn.Module) -> int:
@@ -108,7 +108,7 @@ def test_nets_answer_for_both_layouts(spec: EnvSpec, name: str, use_lstm: bool) 
     assert bool(state) is use_lstm
     with torch.autocast("cpu", torch.bfloat16):
         output = net(*example_inputs(spec, 3, 2), state)
-    assert output.logits.shape == (3, 2, spec.num_actions)
+    assert output.logits.shape == (3, 2, spec.actions.num_logits)
     assert output.values.shape == (3, 2)
     assert output.logits.dtype == output.values.dtype == torch.float32
 
@@ -179,7 +179,7 @@ class UsersNet(nn.Module):
         super().__init__()
         self.fault = fault
         self.body = MlpBody(spec.observation)
-        self.logits = nn.Linear(128, spec.num_actions + (fault == "actions"))
+        self.logits = nn.Linear(128, spec.actions.num_logits + (fault == "actions"))
         self.value = nn.Linear(128, 1)
 
     def initial_state(self, num_rows: int) -> Nest:

@@ -13,7 +13,7 @@ from torch import nn
 from asyncagent.errors import UsageError
 from asyncagent.models import make_net
 from asyncagent.policy import Policy, resolve_device, resolve_precision
-from asyncagent.structs import ArraySpec, EnvSpec, Nest, PolicyStep
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Nest, PolicyStep
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -26,8 +26,8 @@ DEVICES = [
         ],
     ),
 ]
-ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), 6, 4)
-VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), 3, 1)
+ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), Discrete(6), 4)
+VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), Discrete(3), 1)
 
 
 def infer(policy: Policy, num_rows: int, spec: EnvSpec = VECTOR, **fields: Any) -> PolicyStep:

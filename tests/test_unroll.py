@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyncagent.errors import EndOfUnrolls
-from asyncagent.structs import ArraySpec, EnvSpec, Unroll
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Unroll
 from asyncagent.unroll import (
     Columns,
     UnrollBuffers,
@@ -18,7 +18,7 @@ from asyncagent.unroll import (
     split_columns,
 )
 
-SPEC = EnvSpec(ArraySpec((2,), "uint8"), 3, 1)
+SPEC = EnvSpec(ArraySpec((2,), "uint8"), Discrete(3), 1)
 
 
 def unroll(num_envs: int, mark: int = 0) -> Unroll:

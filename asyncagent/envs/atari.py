@@ -31,7 +31,7 @@ from asyncagent.envs.base import env_seeds
 from asyncagent.envs.emulators import SIZE, STACK, AleEmulators, Emulators, EnvpoolEmulators
 from asyncagent.envs.pool import Rows
 from asyncagent.errors import UsageError
-from asyncagent.structs import ArraySpec, EnvSpec, IntArray
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, IntArray
 
 PREFIX = "atari_"
 MAX_FRAMES = 108_000
@@ -121,7 +121,7 @@ def atari_spec(game: str, protocol: str, action_repeats: int) -> EnvSpec:
     num_actions = MINIMAL_ACTIONS[game]
     if PROTOCOLS[protocol].full_action_space:
         num_actions = _FULL_ACTIONS_WITHOUT_FIRE.get(game, _FULL_ACTIONS)
-    return EnvSpec(OBSERVATION, num_actions, action_repeats)
+    return EnvSpec(OBSERVATION, Discrete(num_actions), action_repeats)
 
 
 def opening_action(game: str, protocol: str) -> int:
@@ -165,10 +165,10 @@ class AtariEngine:
           max_frames: time limit of a game; rounded down to whole agent steps.
         """
         self.spec = atari_spec(game, protocol, action_repeats)
-        if emulators.num_actions != self.spec.num_actions:
+        if emulators.num_actions != self.spec.actions.num_logits:
             raise RuntimeError(
                 f"{game}: the emulator has {emulators.num_actions} actions, "
-                f"not {self.spec.num_actions}: another release of the game or of its package"
+                f"not {self.spec.actions.num_logits}: another release of the game or of its package"
             )
         self.num_envs = emulators.num_envs
         self._emulators = emulators

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from asyncagent.errors import UsageError
-from asyncagent.structs import BoolArray, EnvSpec, EnvStep, Episode, FloatArray, IntArray
+from asyncagent.structs import (
+    ActionArray,
+    ActionSpace,
+    BoolArray,
+    Discrete,
+    EnvSpec,
+    EnvStep,
+    Episode,
+    FloatArray,
+    MultiDiscrete,
+    Nest,
+)
 
 
 class EnvGroup(Protocol):
@@ -25,13 +38,60 @@ class EnvGroup(Protocol):
         """The first row of every environment: ``first`` True everywhere. Called once."""
         ...
 
-    async def step(self, action: IntArray) -> EnvStep:
-        """The row that follows ``action`` (int64 [E]); the action is ignored after an end row."""
+    async def step(self, action: ActionArray) -> EnvStep:
+        """The row that follows ``action`` [E, ...]; it is ignored after end rows and lost rows."""
         ...
 
     async def close(self) -> None:
         """Let the engine go; harmless when repeated."""
         ...
+
+
+class Outcome(NamedTuple):
+    """What one step of one environment came to."""
+
+    observation: Nest
+    """What the environment shows now; None if it shows nothing at an episode's end: the end row
+    then repeats the observation before it."""
+    reward: float
+    terminated: bool
+    """The episode ended by the rules. Never together with ``truncated``."""
+    truncated: bool
+    """A time limit cut the episode off."""
+    score: float | None = None
+    """What counts in the episode's reported return, where that is not ``reward``."""
+
+
+class Env(Protocol):
+    """One environment, blocking; every call from one thread.
+
+    It is made with a seed of its own, from which all its episodes follow.  Whatever it raises, in
+    ``reset`` or ``step``, means that it is lost and must be replaced.
+    """
+
+    spec: EnvSpec
+
+    def reset(self) -> Nest:
+        """Begin a new episode; returns its first observation, arrays as ``spec`` says."""
+        ...
+
+    def step(self, action: Any) -> Outcome:
+        """Take ``action``, an array as ``spec.actions.array`` says; not after an episode's end."""
+        ...
+
+    def close(self) -> None:
+        """Let the engine go. Called once, after the last ``step`` returned."""
+        ...
+
+
+@dataclass(frozen=True)
+class EnvRecipe:
+    """How a worker process makes one environment: ``maker(seed=..., **options) -> Env``."""
+
+    maker: str
+    """``module:function``, importable in a new process; the function imports the engine itself."""
+    options: Mapping[str, Any]
+    """Keyword arguments, of types that JSON has."""
 
 
 class EpisodeTracker:
@@ -46,27 +106,38 @@ class EpisodeTracker:
         self._steps = np.zeros(num_envs, np.int64)
 
     def update(
-        self, reward: FloatArray, first: BoolArray, game_over: BoolArray
+        self, score: FloatArray, first: BoolArray, game_over: BoolArray, truncated: BoolArray
     ) -> tuple[Episode, ...]:
         """Account one row; returns the games that ended with it.
 
         Args:
-          reward: float32 [E], unclipped.
+          score: float32 [E], unclipped and unshaped rewards.
           first: bool [E]; a first row's observation cost no agent step.
           game_over: bool [E], True in the end row of a game.
+          truncated: bool [E], True where a time limit ended it.
         """
-        self._return += reward
+        self._return += score
         self._steps += ~first
         if not game_over.any():
             return ()
         ended = np.flatnonzero(game_over)
         episodes = tuple(
-            Episode(self._level_name, float(self._return[i]), int(self._steps[i]), int(i))
+            Episode(
+                self._level_name,
+                float(self._return[i]),
+                int(self._steps[i]),
+                int(i),
+                bool(truncated[i]),
+            )
             for i in ended
         )
-        self._return[ended] = 0.0
-        self._steps[ended] = 0
+        self.forget(game_over)
         return episodes
+
+    def forget(self, which: BoolArray) -> None:
+        """The games of ``which`` (bool [E]) are over or lost: what follows is another game."""
+        self._return[which] = 0.0
+        self._steps[which] = 0
 
 
 def import_engine(module: str, extra: str) -> Any:
@@ -95,3 +166,22 @@ def env_seeds(seed: int, first_env_index: int, num_envs: int) -> list[int]:
     indices = range(first_env_index, first_env_index + num_envs)
     words = [np.random.SeedSequence((seed, index)).generate_state(1)[0] for index in indices]
     return [int(word) >> 1 for word in words]
+
+
+def check_action(action: ActionArray, num_envs: int, space: ActionSpace) -> None:
+    """ValueError unless ``action`` has the shape, kind and range of one action per environment."""
+    one = space.array
+    shape = (num_envs, *one.shape)
+    kind = "f" if one.dtype == "float32" else "i"
+    if action.shape != shape or action.dtype.kind != kind:
+        raise ValueError(f"action must be {one.dtype} {shape}, not {action.dtype} {action.shape}")
+    if isinstance(space, Discrete):
+        bound: Any = space.num_actions
+    elif isinstance(space, MultiDiscrete):
+        bound = np.array(space.sizes)
+    else:
+        if not np.isfinite(action).all():
+            raise ValueError(f"action must be finite, not {action}")
+        return
+    if (action < 0).any() or (action >= bound).any():
+        raise ValueError(f"action must be in [0, {bound}), got {action}")

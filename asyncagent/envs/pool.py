@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from asyncagent.envs.base import EpisodeTracker
+from asyncagent.envs.base import EpisodeTracker, check_action
 from asyncagent.errors import ActorLost
-from asyncagent.structs import BoolArray, EnvSpec, EnvStep, FloatArray, IntArray, Nest
+from asyncagent.structs import ActionArray, BoolArray, EnvSpec, EnvStep, FloatArray, Nest
 from asyncagent.threads import NamedThread
 
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
         """The first row of every environment. Called once, before ``step``."""
         ...
 
-    def step(self, action: IntArray) -> Rows:
+    def step(self, action: ActionArray) -> Rows:
         """The next row; after an end row it opens an episode, whatever ``action`` [E] says."""
         ...
 
@@ -86,8 +86,8 @@ class PoolGroup:
         """The first row of every environment, ``first`` everywhere. Raises as ``step`` does."""
         return await self._run(self._first_row)
 
-    async def step(self, action: IntArray) -> EnvStep:
-        """The row that follows ``action``, an integer array [E]; end rows' entries are ignored.
+    async def step(self, action: ActionArray) -> EnvStep:
+        """The row that follows ``action`` [E, ...]; end rows' entries are ignored.
 
         Raises:
           ActorLost: the group is closed, or the engine has failed before.
@@ -113,7 +113,7 @@ class PoolGroup:
         for closing in done:
             closing.result()
 
-    async def _run(self, job: Callable[..., EnvStep], *args: IntArray) -> EnvStep:
+    async def _run(self, job: Callable[..., EnvStep], *args: ActionArray) -> EnvStep:
         if self._closing is not None:
             raise self._lost("is closed")
         future = self._thread.run(job, *args)
@@ -132,14 +132,14 @@ class PoolGroup:
         rows = self._call(self._engine.reset)
         return self._account(rows, np.ones(self.num_envs, np.bool_))
 
-    def _next_row(self, action: IntArray) -> EnvStep:
+    def _next_row(self, action: ActionArray) -> EnvStep:
         if self._ended is None:
             raise RuntimeError(f"environment group {self.name!r} steps before its reset")
-        _check_action(action, self.num_envs, self.spec.num_actions)
+        check_action(action, self.num_envs, self.spec.actions)
         rows = self._call(self._engine.step, action)
         return self._account(rows, self._ended)
 
-    def _call(self, function: Callable[..., Rows], *args: IntArray) -> Rows:
+    def _call(self, function: Callable[..., Rows], *args: ActionArray) -> Rows:
         if self._failure is not None:
             raise self._lost("has failed before") from self._failure
         try:
@@ -150,16 +150,10 @@ class PoolGroup:
 
     def _account(self, rows: Rows, first: BoolArray) -> EnvStep:
         # The tracker comes before the zeroing: what an opening scored belongs to the game.
-        episodes = self._tracker.update(rows.reward, first, rows.game_over)
+        episodes = self._tracker.update(rows.reward, first, rows.game_over, rows.truncated)
         reward = np.where(first, np.float32(0), rows.reward)
         self._ended = rows.terminated | rows.truncated
-        return EnvStep(rows.observation, reward, rows.terminated, rows.truncated, first, episodes)
-
-
-def _check_action(action: IntArray, num_envs: int, num_actions: int) -> None:
-    if action.shape != (num_envs,) or action.dtype.kind != "i":
-        raise ValueError(
-            f"action must be an integer array [{num_envs}], not {action.dtype} {action.shape}"
+        lost = np.zeros(self.num_envs, np.bool_)
+        return EnvStep(
+            rows.observation, reward, rows.terminated, rows.truncated, first, lost, episodes
         )
-    if action.min() < 0 or action.max() >= num_actions:
-        raise ValueError(f"action must be in [0, {num_actions}), got {action}")

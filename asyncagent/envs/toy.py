@@ -18,12 +18,12 @@ import numpy as np
 
 from asyncagent.envs.base import env_seeds, import_engine
 from asyncagent.envs.pool import Engine, Rows
-from asyncagent.structs import ArraySpec, EnvSpec, FloatArray, IntArray
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, FloatArray, IntArray
 
 SPECS = {
-    "cartpole": EnvSpec(ArraySpec((4,), "float32"), 2, 1),
-    "catch": EnvSpec(ArraySpec((10, 5), "float32"), 3, 1),
-    "memory": EnvSpec(ArraySpec((4,), "float32"), 2, 1),
+    "cartpole": EnvSpec(ArraySpec((4,), "float32"), Discrete(2), 1),
+    "catch": EnvSpec(ArraySpec((10, 5), "float32"), Discrete(3), 1),
+    "memory": EnvSpec(ArraySpec((4,), "float32"), Discrete(2), 1),
 }
 _TASKS = {"cartpole": "CartPole-v1", "catch": "Catch-v0"}
 
