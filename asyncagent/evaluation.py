@@ -133,7 +133,15 @@ def _make_groups(config: Config, num_episodes: int, seed: int) -> list[EnvGroup]
     first = 0
     groups = []
     for size in filter(None, sizes):
-        groups.append(make_group(config, num_envs=size, first_env_index=first, seed=seed))
+        groups.append(
+            make_group(
+                config,
+                level_name=config.level_name,
+                num_envs=size,
+                first_env_index=first,
+                seed=seed,
+            )
+        )
         first += size
     return groups
 

@@ -23,7 +23,7 @@ from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_checkpoint
 from asyncagent.config import Config
-from asyncagent.envs import env_spec, make_group
+from asyncagent.envs import env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import CheckpointError, EndOfUnrolls, Stalled
 from asyncagent.learner import Learner
@@ -133,7 +133,18 @@ class _Run:
         device = resolve_device(config.device)
         dtype = resolve_precision(config.precision, device)
         _log.info("device %s, precision %s", device, str(dtype).removeprefix("torch."))
-        spec = env_spec(config)
+        builder = NamedThread("build-envs")
+        try:
+            return await cls._build(config, logdir, device, dtype, builder)
+        finally:
+            builder.close()
+
+    @classmethod
+    async def _build(
+        cls, config: Config, logdir: Path, device: torch.device, dtype: torch.dtype,
+        builder: NamedThread,
+    ) -> _Run:  # fmt: skip
+        spec = await builder.run(env_spec, config)
         net = make_net(config.net, spec, config.use_lstm, config.seed)
         policy = Policy(net, device, dtype, config.seed, config.inference_threads)
         learner = Learner(config, net, device, dtype, policy)
@@ -143,22 +154,20 @@ class _Run:
             path, state = found
             time_s = _resume(config, path, state, learner, policy)
             _log.info("resumed from %s", path)
-        builder = NamedThread("build-envs")
-        try:
-            groups = [
-                await builder.run(
-                    lambda index=index: make_group(
-                        config,
-                        num_envs=config.group_size,
-                        first_env_index=index * config.group_size,
-                        # A resumed run plays other games than those it began with.
-                        seed=(config.seed + learner.updates) % 2**31,
-                    )
+        levels = levels_of(config.level_name)
+        groups = [
+            await builder.run(
+                lambda index=index: make_group(
+                    config,
+                    level_name=levels[index % len(levels)],
+                    num_envs=config.group_size,
+                    first_env_index=index * config.group_size,
+                    # A resumed run plays other games than those it began with.
+                    seed=(config.seed + learner.updates) % 2**31,
                 )
-                for index in range(config.num_groups)
-            ]
-        finally:
-            builder.close()
+            )
+            for index in range(config.num_groups)
+        ]
         counters = Counters(config.num_action_repeats, learner.frames, learner.updates, time_s)
         return cls(config, logdir, groups, policy, learner, counters)
 

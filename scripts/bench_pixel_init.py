@@ -35,7 +35,9 @@ NUM_ENVS, BATCH, HORIZON = 16, 160, 250
 async def play(level_name: str, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Observations [N, 4, 84, 84] and discounted clipped returns [N] of random play."""
     config = resolve(level_name)
-    group = make_group(config, num_envs=NUM_ENVS, first_env_index=0, seed=3)
+    group = make_group(
+        config, level_name=config.level_name, num_envs=NUM_ENVS, first_env_index=0, seed=3
+    )
     rng = np.random.default_rng(0)
     rows = [await group.reset()]
     for _ in range(num_steps + HORIZON):

@@ -220,7 +220,9 @@ def random_games(
 
     async def main() -> list[Episode]:
         config = Config(level_name=level_name, atari_backend=backend, env_threads=1)
-        group = make_group(config, num_envs=num_envs, first_env_index=0, seed=seed)
+        group = make_group(
+            config, level_name=config.level_name, num_envs=num_envs, first_env_index=0, seed=seed
+        )
         rng = np.random.default_rng(seed)
         played: list[list[Episode]] = [[] for _ in range(num_envs)]
         await group.reset()

@@ -188,7 +188,13 @@ def play(level_name: str, actions: IntArray, **flags: Any) -> list[EnvStep]:
 
     async def main() -> list[EnvStep]:
         config = Config(level_name=level_name, env_threads=1, **flags)
-        group = make_group(config, num_envs=actions.shape[1], first_env_index=0, seed=1)
+        group = make_group(
+            config,
+            level_name=config.level_name,
+            num_envs=actions.shape[1],
+            first_env_index=0,
+            seed=1,
+        )
         async with asyncio.timeout(120):
             rows = [await group.reset()]
             rows += [await group.step(action) for action in actions]

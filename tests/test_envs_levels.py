@@ -140,7 +140,13 @@ def test_missing_package(
     """Where the engine's package is missing, one line says how to get it."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UsageError) as caught:
-        make_group(Config(**flags), num_envs=1, first_env_index=0, seed=1)  # type: ignore[arg-type]
+        make_group(
+            Config(**flags),  # type: ignore[arg-type]
+            level_name=str(flags.get("level_name", "atari_breakout")),
+            num_envs=1,
+            first_env_index=0,
+            seed=1,
+        )
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -163,12 +169,13 @@ try:
 except UsageError as error:
     assert "atari_pong" in str(error)
 memory = Config(level_name="memory", num_action_repeats=1)
-make_group(memory, num_envs=1, first_env_index=0, seed=1)
+make_group(memory, level_name="memory", num_envs=1, first_env_index=0, seed=1)
 engines = {"envpool", "ale_py", "gymnasium", "cv2"}
 assert not engines & set(sys.modules), engines & set(sys.modules)
-make_group(Config(), num_envs=1, first_env_index=0, seed=1)
+breakout = "atari_breakout"
+make_group(Config(), level_name=breakout, num_envs=1, first_env_index=0, seed=1)
 assert "envpool" in sys.modules and "ale_py" not in sys.modules
-make_group(Config(atari_backend="ale"), num_envs=1, first_env_index=0, seed=1)
+make_group(Config(atari_backend="ale"), level_name=breakout, num_envs=1, first_env_index=0, seed=1)
 assert "ale_py" in sys.modules
 assert "torch" not in sys.modules
 """

@@ -29,7 +29,13 @@ def play(
 
     async def main() -> list[EnvStep]:
         config = Config(level_name=level_name, num_action_repeats=1, env_threads=1)
-        group = make_group(config, num_envs=num_envs, first_env_index=first, seed=seed)
+        group = make_group(
+            config,
+            level_name=config.level_name,
+            num_envs=num_envs,
+            first_env_index=first,
+            seed=seed,
+        )
         async with asyncio.timeout(60):
             rows = [await group.reset()]
             while len(rows) <= num_rows:

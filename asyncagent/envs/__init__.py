@@ -5,6 +5,7 @@ Asking for names, specs and checks imports no engine; ``make_group`` imports the
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 
@@ -15,7 +16,7 @@ from asyncagent.envs.pool import Engine, PoolGroup
 from asyncagent.errors import UsageError
 from asyncagent.structs import EnvSpec
 
-__all__ = ["check_level", "env_spec", "level_names", "make_group"]
+__all__ = ["check_level", "env_spec", "level_names", "levels_of", "make_group"]
 
 _DMLAB = re.compile(
     "dmlab|contributed/|(rooms|language|lasertag|natlab|skymaze|psychlab|explore|seekavoid)_|nav_maze"
@@ -75,9 +76,15 @@ def env_spec(config: Config) -> EnvSpec:
     return toy.SPECS[config.level_name]
 
 
+def levels_of(level_name: str) -> tuple[str, ...]:
+    """The levels that ``level_name`` stands for: those of a list with commas."""
+    return tuple(level_name.split(","))
+
+
 def make_group(
-    config: Config, *, num_envs: int, first_env_index: int, seed: int, name: str | None = None
-) -> EnvGroup:
+    config: Config, *, level_name: str, num_envs: int, first_env_index: int, seed: int,
+    name: str | None = None, test: bool = False,
+) -> EnvGroup:  # fmt: skip
     """A group of ``num_envs`` environments of the configured level.
 
     Making many emulators takes seconds; any thread may do it.  Group i of a run of groups of E
@@ -91,11 +98,11 @@ def make_group(
       UsageError: unknown level, impossible action repeats, or the engine's package is missing;
         the message is one line that says what to do.
     """
-    spec = env_spec(config)
+    spec = env_spec(dataclasses.replace(config, level_name=level_name))
     engine: Engine
-    if config.level_name.startswith(atari.PREFIX):
+    if level_name.startswith(atari.PREFIX):
         engine = atari.make_engine(
-            atari.game_of(config.level_name),
+            atari.game_of(level_name),
             config.atari_protocol,
             backend=config.atari_backend,
             num_envs=num_envs,
@@ -106,10 +113,10 @@ def make_group(
         )
     else:
         engine = toy.make_engine(
-            config.level_name,
+            level_name,
             num_envs=num_envs,
             first_env_index=first_env_index,
             seed=seed,
             num_threads=config.env_threads,
         )
-    return PoolGroup(engine, level_name=config.level_name, name=name or f"env-{first_env_index}")
+    return PoolGroup(engine, level_name=level_name, name=name or f"env-{first_env_index}")
