@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -39,7 +40,8 @@ class Config:
 
     # The run.
     level_name: str = "atari_breakout"
-    """What to learn: atari_<game>, catch, cartpole or memory."""
+    """Level to learn, or several with commas: atari_<game>, doom_<scenario>, doom:<cfg>, a DMLab
+    level, dmlab30, gym:<id>, your own module:callable, or catch, cartpole, memory."""
     preset: Preset = "paper"
     """Where flags left out come from: paper (200 M frames) or workstation (half an hour)."""
     logdir: str = "logdir"
@@ -242,6 +244,29 @@ _WORKSTATION: dict[str, Any] = {
     "vtrace_lambda": 0.9,
     "entropy_cost": 0.002,
 }
+# The ancestor's defaults, with its network.
+_DOOM: dict[str, Any] = {
+    "net": "ancestor",
+    "use_lstm": True,
+    "batch_size": 64,
+    "unroll_length": 32,
+    "learning_rate": 0.00048,
+    "epsilon": 0.1,
+    "entropy_cost": 0.00025,
+    "max_grad_norm": 0.0,
+}
+# The paper's, of its experts and of DMLab-30.
+_DMLAB: dict[str, Any] = {
+    "net": "deep",
+    "use_lstm": True,
+    "batch_size": 32,
+    "unroll_length": 100,
+    "learning_rate": 0.00031866995608948655,
+    "epsilon": 0.1,
+    "entropy_cost": 0.0033391318945337044,
+    "reward_clipping": "soft_asymmetric",
+    "total_environment_frames": 1_000_000_000,
+}
 _SMALL: dict[str, Any] = {
     "num_action_repeats": 1,
     "net": "mlp",
@@ -257,6 +282,18 @@ _SMALL: dict[str, Any] = {
 }
 
 
+def family_of(level_name: str) -> str:
+    """Whose preset a level takes, judged by its name alone: atari, doom, dmlab, gym or small."""
+    first = level_name.partition(",")[0]
+    if first in ("catch", "cartpole", "memory"):
+        return "small"
+    if first.startswith("atari_"):
+        return "atari"
+    if first.startswith(("doom_", "doom:")):
+        return "doom"
+    return "gym" if ":" in first and not first.startswith("dmlab:") else "dmlab"
+
+
 def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, Any]:
     """Flag values of ``preset`` for the family of ``level_name`` on ``num_cores`` cores.
 
@@ -265,23 +302,37 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
     values: dict[str, Any] = {
         "level_name": level_name,
         "preset": preset,
-        "logdir": f"logdir/{level_name}",
+        "logdir": "logdir/" + re.sub(r"[^\w,.-]+", "_", level_name)[-100:],
         "learner_threads": max(1, num_cores // 4),
         "inference_threads": max(1, num_cores // 8),
     }
-    if not level_name.startswith("atari_"):
-        return values | _SMALL | {"num_groups": 2, "num_actors": 32}
-    if preset == "paper":
-        groups = max(4, num_cores)
+    family = family_of(level_name)
+    groups = max(4, num_cores)
+    size = 16
+    if family in ("small", "gym"):
+        values |= _SMALL
+        groups = 2
+    elif family == "dmlab":
+        # Levels take milliseconds or half a minute to reset: each environment for itself.
+        groups = 4 * num_cores
+        size = 1
+        values |= _DMLAB
+    elif preset == "paper":
         # The batch is the paper's 32 on any machine: at most 16 actors per column.
         size = max(4, min(16, 16 * 32 // groups))
     else:
         # The same algorithm on any machine: more cores step the same few environments faster.
         groups = 2 if num_cores <= 2 else 4
-        size = 16
+    # A group plays one level: every level gets as many groups.
+    levels = 30 if level_name == "dmlab30" else level_name.count(",") + 1
+    groups = levels * math.ceil(groups / levels)
+    if family == "doom":
+        values |= _DOOM
+    if preset == "workstation" and family in ("atari", "doom"):
         values |= _WORKSTATION
     values |= {"num_groups": groups, "num_actors": size * groups}
-    values["env_threads"] = max(1, min(size, num_cores // groups))
+    if family == "atari":
+        values["env_threads"] = max(1, min(size, num_cores // groups))
     return values
 
 
@@ -293,10 +344,16 @@ def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
     """
     values = preset_values(level_name, preset, cores()) | flags
     if "num_actors" in flags and "num_groups" not in flags and values["num_actors"] >= 1:
-        values["num_groups"] = split_groups(values["num_actors"], values["num_groups"])
+        values["num_groups"] = split_groups(level_name, values["num_actors"], values["num_groups"])
     return Config(**values)
 
 
-def split_groups(num_actors: int, wanted: int) -> int:
-    """The largest number of equal groups, at most ``wanted``, that ``num_actors`` splits into."""
+def split_groups(level_name: str, num_actors: int, wanted: int) -> int:
+    """The largest number of equal groups, at most ``wanted``, that ``num_actors`` splits into.
+
+    A group plays one level: lists of levels want a group for each, DMLab one for each actor.
+    """
+    if family_of(level_name) == "dmlab":
+        return num_actors
+    wanted = max(wanted, level_name.count(",") + 1)
     return max(n for n in range(1, min(wanted, num_actors) + 1) if num_actors % n == 0)

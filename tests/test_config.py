@@ -99,7 +99,7 @@ def test_float_flags_accept_whole_numbers() -> None:
 @given(st.integers(1, 5000), st.integers(1, 64))
 def test_split_groups(num_actors: int, wanted: int) -> None:
     """Groups are equal, at most as many as wanted, and no larger count would do."""
-    groups = split_groups(num_actors, wanted)
+    groups = split_groups("atari_pong", num_actors, wanted)
     assert num_actors % groups == 0
     assert 1 <= groups <= wanted
     assert not any(num_actors % n == 0 for n in range(groups + 1, min(wanted, num_actors) + 1))
@@ -129,3 +129,28 @@ def test_every_flag_has_a_help_text() -> None:
         and isinstance(following, ast.Expr)
     }
     assert documented == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize(
+    ("level_name", "groups"), [("rooms_watermaze", 12), ("a_level,another", 12), ("catch", 2)]
+)
+def test_every_dmlab_environment_is_a_group_of_its_own(level_name: str, groups: int) -> None:
+    """Its resets take up to half a minute; other levels share groups."""
+    assert resolve(level_name, num_actors=12).num_groups == groups
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("level_name", ["dmlab30", "gym:A-v0,gym:B-v0,gym:C-v0", "doom_a,doom_b"])
+def test_every_level_gets_as_many_groups(level_name: str, num_cores: int) -> None:
+    """Levels are dealt out to groups round robin, and it comes out even."""
+    values = preset_values(level_name, "paper", num_cores)
+    levels = {"dmlab30": 30}.get(level_name, level_name.count(",") + 1)
+    assert values["num_groups"] % levels == 0
+    assert values["num_actors"] % values["num_groups"] == 0
+    assert values["num_groups"] >= levels
+
+
+def test_default_logdir_is_one_folder_of_harmless_characters() -> None:
+    """A level name may be a path or an id with slashes; its folder is under logdir all the same."""
+    logdir = preset_values("doom:../my scenarios/a.cfg", "paper", 2)["logdir"]
+    assert logdir == "logdir/doom_.._my_scenarios_a.cfg"
