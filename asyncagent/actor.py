@@ -8,28 +8,31 @@ import numpy as np
 import optree
 
 from asyncagent.envs.base import EnvGroup
-from asyncagent.structs import ActionArray, EnvStep, Nest, PolicyStep
-from asyncagent.unroll import UnrollBuffers, UnrollQueue, empty_unroll, write_action, write_row
+from asyncagent.structs import ActionArray, EnvStep, Nest, PolicyStep, Unroll
+from asyncagent.unroll import UnrollBuffers, empty_unroll, write_action, write_row
 
 Infer = Callable[..., Awaitable[PolicyStep]]
 """(observation, reward, last_action, first, core_state), rows [E, ...] -> PolicyStep."""
+
+Put = Callable[[Unroll, Callable[[Unroll], None]], Awaitable[None]]
+"""(unroll, give_back): takes the unroll, waits where it must; see ``UnrollQueue.put``."""
 
 
 async def act(
     group: EnvGroup,
     infer: Infer,
-    queue: UnrollQueue,
+    put: Put,
     unroll_length: int,
     initial_state: Nest,
     on_row: Callable[[EnvStep], None],
 ) -> None:
-    """Step ``group`` with the policy for ever and put an unroll on the queue every T steps.
+    """Step ``group`` with the policy for ever and put an unroll every T steps.
 
     Args:
       initial_state: core state before the first row, nest of float32 [E, ...].
       on_row: called with every row after the first.
 
-    Ends by cancellation, or by EndOfUnrolls once the queue is closed.
+    Ends by cancellation, or by EndOfUnrolls once nobody takes unrolls any more.
     """
     buffers = UnrollBuffers(
         lambda: empty_unroll(unroll_length, group.num_envs, group.spec, initial_state)
@@ -50,7 +53,7 @@ async def act(
             last_action = action_that_led_to(row, choice.action)
             write_row(unroll, t + 1, row, last_action)
             on_row(row)
-        await queue.put(unroll, buffers.give_back)
+        await put(unroll, buffers.give_back)
 
 
 def action_that_led_to(row: EnvStep, action: ActionArray) -> ActionArray:

@@ -25,7 +25,7 @@ from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_ch
 from asyncagent.config import Config
 from asyncagent.envs import env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
-from asyncagent.errors import CheckpointError, EndOfUnrolls, Stalled
+from asyncagent.errors import CheckpointError, EndOfUnrolls, Stalled, UsageError
 from asyncagent.learner import Learner
 from asyncagent.metrics import (
     Counters,
@@ -39,7 +39,7 @@ from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.signals import AskedToStop
-from asyncagent.structs import EnvStep
+from asyncagent.structs import EnvStep, Unroll
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
 
@@ -51,7 +51,10 @@ ABANDON_S = 3.0
 """Longest a failed run waits for its engines before it leaves them behind."""
 
 # What of the configuration a checkpoint's weights depend on.
-_IDENTITY = ("level_name", "seed", "net", "use_lstm", "optimizer", "atari_protocol")
+_IDENTITY = (
+    *("level_name", "seed", "net", "use_lstm", "optimizer", "atari_protocol"),
+    *("width", "height", "benchmark_mode"),
+)
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +82,11 @@ def train(config: Config) -> TrainResult:
       BaseExceptionGroup: a task died; its traceback carries a note that names the task.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_train(config))
+        try:
+            return runner.run(_train(config))
+        except* UsageError as group:
+            # Some things only an engine can find wrong, when its group begins.
+            raise _first(group) from None
 
 
 async def _train(config: Config) -> TrainResult:
@@ -144,6 +151,14 @@ class _Run:
         cls, config: Config, logdir: Path, device: torch.device, dtype: torch.dtype,
         builder: NamedThread,
     ) -> _Run:  # fmt: skip
+        if config.benchmark_mode:
+            _log.warning("benchmark_mode: actions are random, whatever the policy says")
+        if len(levels_of(config.level_name)) > config.num_groups:
+            _log.warning(
+                "num_groups=%d: only the first so many of the %d levels are played",
+                config.num_groups,
+                len(levels_of(config.level_name)),
+            )
         spec = await builder.run(env_spec, config)
         net = make_net(config.net, spec, config.use_lstm, config.seed)
         policy = Policy(net, device, dtype, config.seed, config.inference_threads)
@@ -154,12 +169,11 @@ class _Run:
             path, state = found
             time_s = _resume(config, path, state, learner, policy)
             _log.info("resumed from %s", path)
-        levels = levels_of(config.level_name)
         groups = [
             await builder.run(
                 lambda index=index: make_group(
                     config,
-                    level_name=levels[index % len(levels)],
+                    level_name=_level_of_group(config, index),
                     num_envs=config.group_size,
                     first_env_index=index * config.group_size,
                     # A resumed run plays other games than those it began with.
@@ -174,10 +188,12 @@ class _Run:
     async def to_the_end(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             actors = [
-                tasks.create_task(_named(name, self._act(name, group)))
-                for name, group in zip(
-                    map(_actor_name, range(len(self.groups))), self.groups, strict=True
+                tasks.create_task(
+                    _named(
+                        _actor_name(index), self._act(_actor_name(index), self._level(index), group)
+                    )
                 )
+                for index, group in enumerate(self.groups)
             ]
             learner = tasks.create_task(_named("learner", self._learn()))
             reporter = tasks.create_task(_named("reporter", self._report_forever()))
@@ -221,7 +237,7 @@ class _Run:
             self.last_report,
         )
 
-    async def _act(self, name: str, group: EnvGroup) -> None:
+    async def _act(self, name: str, level_name: str, group: EnvGroup) -> None:
         def on_row(row: EnvStep) -> None:
             self._moves[name] += 1
             self.counters.on_row(row)
@@ -231,14 +247,21 @@ class _Run:
                     name, loss.env_index, loss.level_name, loss.seed, loss.reason,
                 )  # fmt: skip
 
+        async def put(unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
+            await self.queue.put(unroll, give_back)
+            self.counters.on_unroll(level_name, group.num_envs)
+
         await act(
             group,
             self.batcher,
-            self.queue,
+            put,
             self.config.unroll_length,
             self.policy.initial_state(group.num_envs),
             on_row,
         )
+
+    def _level(self, index: int) -> str:
+        return _level_of_group(self.config, index)
 
     async def _learn(self) -> None:
         while self.learner.frames < self.config.total_environment_frames:
@@ -322,6 +345,12 @@ class _Run:
         await self.files_thread.run(save_checkpoint, self.logdir, state)
 
 
+def _level_of_group(config: Config, index: int) -> str:
+    """Levels are dealt out to the groups round robin."""
+    levels = levels_of(config.level_name)
+    return levels[index % len(levels)]
+
+
 def _actor_name(index: int) -> str:
     return f"actor-{index}"
 
@@ -350,6 +379,13 @@ def _noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             raise
 
     return call
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _note(name: str, error: Exception) -> None:

@@ -25,6 +25,17 @@ EPISODE_WINDOW = 100
 """Episode means are over the last so many games."""
 
 
+class LevelReport(NamedTuple):
+    """What one level of a run has given since this session started."""
+
+    queue_columns: int
+    """Unroll columns that the queue took in."""
+    episodes: int
+    """Games ended."""
+    episode_return_mean: float
+    """Mean of the level's last 100 games."""
+
+
 class Report(NamedTuple):
     """One line of metrics.jsonl; means and rates are since the line before."""
 
@@ -65,14 +76,21 @@ class Report(NamedTuple):
     """Before clipping."""
     rho_mean: float
     """Mean importance weight before clipping."""
+    levels: dict[str, LevelReport]
+    """By level name: what each level has given so far."""
 
     def to_json(self) -> str:
         """One JSON object without line breaks; what is not a number is null."""
-        values = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in self._asdict().items()
-        }
-        return json.dumps(values)
+        values = self._asdict()
+        values["levels"] = {name: _finite(level._asdict()) for name, level in self.levels.items()}
+        return json.dumps(_finite(values))
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }
 
 
 class LearnerStatistics(NamedTuple):
@@ -97,6 +115,22 @@ class LearnerStatistics(NamedTuple):
     """int64 [A]: how often each action was learned from."""
 
 
+class _Level:
+    """What one level has given so far."""
+
+    def __init__(self) -> None:
+        self.columns = 0
+        self._episodes = 0
+        self._returns: deque[float] = deque(maxlen=EPISODE_WINDOW)
+
+    def add(self, episode: Episode) -> None:
+        self._episodes += 1
+        self._returns.append(episode.episode_return)
+
+    def report(self) -> LevelReport:
+        return LevelReport(self.columns, self._episodes, _mean(list(self._returns)))
+
+
 class Counters:
     """Counts what actors and learner do and turns it into reports. Belongs to the loop's thread."""
 
@@ -108,6 +142,7 @@ class Counters:
         self._new_episodes: deque[Episode] = deque(maxlen=EPISODE_WINDOW)
         self.num_episodes = 0
         self.num_losses = 0
+        self._levels: dict[str, _Level] = {}
         self._time_before_s = time_s
         self._started_s = time.monotonic()
         self._last = (time_s, frames, 0, updates)
@@ -117,9 +152,17 @@ class Counters:
         self._acted_frames += int(np.count_nonzero(~row.lost)) * self._action_repeats
         self.num_losses += len(row.losses)
         for episode in row.episodes:
+            self._level(episode.level_name).add(episode)
             self._episodes.append(episode)
             self._new_episodes.append(episode)
             self.num_episodes += 1
+
+    def on_unroll(self, level_name: str, columns: int) -> None:
+        """Count an unroll that the queue took in."""
+        self._level(level_name).columns += columns
+
+    def _level(self, level_name: str) -> _Level:
+        return self._levels.setdefault(level_name, _Level())
 
     @property
     def time_s(self) -> float:
@@ -169,6 +212,7 @@ class Counters:
             entropy=figures.entropy,
             grad_norm=figures.grad_norm,
             rho_mean=figures.rho_mean,
+            levels={name: level.report() for name, level in self._levels.items()},
         )
 
 
@@ -238,6 +282,8 @@ class TensorBoard:
             value = getattr(report, name)
             if math.isfinite(value):
                 self._scalar(tag, value, report.frames)
+        for level, figures in report.levels.items():
+            self._scalar(f"{level}/queue_columns", figures.queue_columns, report.frames)
         for episode in episodes:
             level = episode.level_name
             frames = episode.steps * self._action_repeats

@@ -32,7 +32,7 @@ def collect(
     async def run() -> list[Unroll]:
         queue = UnrollQueue(group.num_envs, group.num_envs)
         state = policy.initial_state(group.num_envs)
-        actor = asyncio.create_task(act(group, policy, queue, unroll_length, state, on_row))
+        actor = asyncio.create_task(act(group, policy, queue.put, unroll_length, state, on_row))
         unrolls = []
         async with asyncio.timeout(WATCHDOG_S):
             for _ in range(count):
@@ -148,7 +148,7 @@ def test_buffers_are_reused_but_never_while_in_use() -> None:
     async def run() -> None:
         queue = UnrollQueue(1, 1)
         actor = asyncio.create_task(
-            act(group, policy, queue, 2, policy.initial_state(1), lambda row: None)
+            act(group, policy, queue.put, 2, policy.initial_state(1), lambda row: None)
         )
         async with asyncio.timeout(WATCHDOG_S):
             held = await queue.get()

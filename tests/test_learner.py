@@ -69,7 +69,7 @@ def unrolls(
 
     async def run() -> list[Columns]:
         queue = UnrollQueue(group.num_envs, group.num_envs)
-        actor = asyncio.create_task(act(group, infer, queue, length, state, lambda row: None))
+        actor = asyncio.create_task(act(group, infer, queue.put, length, state, lambda row: None))
         async with asyncio.timeout(WATCHDOG_S):
             parts = [part for _ in range(count) for part in await queue.get()]
         actor.cancel()
