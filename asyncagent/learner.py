@@ -18,7 +18,16 @@ from asyncagent.metrics import LearnerStatistics
 from asyncagent.models import load_weights
 from asyncagent.optim import clip_grad_norm, linear_learning_rate, make_optimizer
 from asyncagent.policy import Policy
-from asyncagent.structs import Nest, Unroll, map_nest
+from asyncagent.structs import (
+    ActionArray,
+    ActionSpace,
+    Discrete,
+    IntArray,
+    MultiDiscrete,
+    Nest,
+    Unroll,
+    map_nest,
+)
 from asyncagent.unroll import Columns, gather_columns, split_columns
 
 
@@ -30,8 +39,8 @@ class Learner:
     """
 
     def __init__(
-        self, config: Config, net: nn.Module, device: torch.device, dtype: torch.dtype,
-        policy: Policy | None = None,
+        self, config: Config, net: nn.Module, actions: ActionSpace, device: torch.device,
+        dtype: torch.dtype, policy: Policy | None = None,
     ) -> None:  # fmt: skip
         """``net`` is trained in place; ``policy``, where given, receives every update's weights."""
         self.net = net.to(device)
@@ -39,6 +48,7 @@ class Learner:
         """Frames learned from: action repeats times valid rows."""
         self.updates = 0
         self._config = config
+        self._actions = actions
         self._device = device
         self._dtype = dtype
         self._policy = policy
@@ -105,7 +115,7 @@ class Learner:
             policy_lag_max=self._lag_max,
             rho_mean=rhos / rows,
             learning_rate=self.learning_rate,
-            action_counts=self._actions,
+            action_counts=self._action_counts,
         )
         self._reset_statistics()
         return statistics
@@ -168,6 +178,7 @@ class Learner:
             clip_rho_threshold=config.clip_rho_threshold,
             clip_pg_rho_threshold=config.clip_pg_rho_threshold,
             vtrace_lambda=config.vtrace_lambda,
+            action_space=self._actions,
         )
 
     def _count(self, unroll: Unroll) -> int:
@@ -178,9 +189,7 @@ class Learner:
         self._rows += rows
         self._lag_sum += int(lag.sum())
         self._lag_max = max(self._lag_max, int(lag.max(initial=0)))
-        self._actions += np.bincount(
-            unroll.action[valid], minlength=unroll.behaviour_logits.shape[-1]
-        )
+        self._action_counts += count_choices(self._actions, unroll.action[valid])
         return rows
 
     def _finite_sums(self) -> list[float]:
@@ -199,8 +208,22 @@ class Learner:
         self._rows = 0
         self._lag_sum = 0
         self._lag_max = 0
-        self._actions: Any = 0
+        self._action_counts: Any = 0
 
     def _to_device(self, array: Nest) -> Tensor:
         tensor = torch.from_numpy(array)
         return tensor.to(self._device, non_blocking=True)
+
+
+def count_choices(space: ActionSpace, actions: ActionArray) -> IntArray | int:
+    """How often each alternative of each choice was taken, int64 [A]; 0 where nothing is chosen.
+
+    Args:
+      actions: [N, ...] as ``space`` says.
+    """
+    if isinstance(space, Discrete):
+        return np.bincount(actions, minlength=space.num_actions)
+    if isinstance(space, MultiDiscrete):
+        choices = zip(actions.T, space.sizes, strict=True)
+        return np.concatenate([np.bincount(taken, minlength=size) for taken, size in choices])
+    return 0

@@ -5,17 +5,19 @@ the V-trace targets, entropy bonus.  Every loss is a *sum* over time and batch, 
 the loss of a batch is the sum of the losses of its columns, and learning rates, epsilons and
 gradient clips of the paper hold as they are.
 
-Shapes: T agent steps, B columns, A actions; what ``Unroll`` (structs.py) says of its rows holds.
+Shapes: T agent steps, B columns, A logits; what ``Unroll`` (structs.py) says of its rows holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from asyncagent import vtrace
+from asyncagent import distributions, vtrace
+from asyncagent.structs import ActionSpace, Discrete
 
 
 class LossOutput(NamedTuple):
@@ -29,7 +31,7 @@ class LossOutput(NamedTuple):
     baseline: Tensor
     """Scalar, before its cost is applied."""
     entropy: Tensor
-    """Scalar, before its cost is applied: the *negative* entropy in nats, <= 0."""
+    """Scalar, before its cost is applied: the *negative* entropy in nats."""
     vs: Tensor
     """[T, B]: V-trace's value targets."""
     pg_advantages: Tensor
@@ -42,7 +44,7 @@ def policy_gradient_loss(action_log_probs: Tensor, advantages: Tensor, valid: Te
     """Scalar -sum(log pi(a_t | x_t) * advantage_t) over the valid rows.
 
     Args:
-      action_log_probs: float [T, B], with gradient; vtrace.action_log_probs makes them of logits.
+      action_log_probs: float [T, B], with gradient, as distributions.log_prob makes them.
       advantages: float [T, B]; no gradient flows into them.
       valid: bool [T, B]; the other rows contribute neither loss nor gradient, whatever they hold.
     """
@@ -60,14 +62,14 @@ def baseline_loss(errors: Tensor, valid: Tensor) -> Tensor:
     return 0.5 * _keep(errors, valid).square().sum()
 
 
-def entropy_loss(log_probs: Tensor, valid: Tensor) -> Tensor:
-    """Scalar sum(pi log pi) over actions and valid rows: the negative entropy, in nats.
+def entropy_loss(entropies: Tensor, valid: Tensor) -> Tensor:
+    """Scalar -sum(entropies) over the valid rows: the negative entropy, in nats.
 
     Args:
-      log_probs: float [T, B, A], normalised, finite, with gradient; vtrace.log_probs makes them.
+      entropies: float [T, B], with gradient, as distributions.entropy makes them.
       valid: bool [T, B].
     """
-    return _keep((log_probs.exp() * log_probs).sum(-1), valid).sum()
+    return -_keep(entropies, valid).sum()
 
 
 def clip_rewards(rewards: Tensor, mode: str) -> Tensor:
@@ -109,40 +111,47 @@ def impala_loss(
     clip_rho_threshold: float | None = 1.0,
     clip_pg_rho_threshold: float | None = 1.0,
     vtrace_lambda: float = 1.0,
+    action_space: ActionSpace | None = None,
 ) -> LossOutput:
     """The loss of any set of unroll columns; reads nothing back from the device.
 
     The step from x_t to x_{t+1} has reward[t+1] and ended an episode if row t+1 says so; an end
     stops the discount.  Where ``valid`` is False the importance weight is 0, so vs = V(x_t), and
     there is no loss: masking by a zero discount alone would pull vs to the reward there, and the
-    rows before it with it.  V(x_T) bootstraps; row T has no loss of its own.
+    rows before it with it.  V(x_T) bootstraps; row T has no loss of its own.  Where an action has
+    several parts, its probability is the joint one.
 
     Args:
       logits: float [T+1, B, A]: the learner's own pass, with gradient.
       values: float [T+1, B]: V(x_t) of the same pass, with gradient.
       reward: float [T+1, B], unclipped; reward[t] led to x_t.
       terminated, truncated: bool [T+1, B]: x_t ends an episode, by the rules or by a time limit.
-      action: int64 [T, B], chosen at x_t.
+      action: [T, B, ...] as the action space says, chosen at x_t.
       behaviour_logits: float [T, B, A], of the forward pass that chose ``action``.
-      valid: bool [T, B]: False where action[t] went nowhere; what behaviour_logits[t] and
-        reward[t+1] hold there does not matter.
+      valid: bool [T, B]: False where action[t] went nowhere; what action[t],
+        behaviour_logits[t] and reward[t+1] hold there does not matter.
       discounting: gamma per agent step.
       reward_clipping: mode of ``clip_rewards``.
       bootstrap_truncated: discount through a truncation: the truncated episode's last value counts.
       entropy_cost, baseline_cost: weights of the entropy and the value loss.
       clip_rho_threshold, clip_pg_rho_threshold, vtrace_lambda: see
         vtrace.from_importance_weights.
+      action_space: whose logits these are; None: one choice out of A.
 
     Raises:
       ValueError: an argument has the wrong shape.
     """
     _check_rows(logits, reward, values=values, terminated=terminated, truncated=truncated)
-    _check_steps(logits, behaviour_logits, action=action, valid=valid)
-    target_log_probs = vtrace.log_probs(logits[:-1])
-    target_action_log_probs = vtrace.action_log_probs(target_log_probs, action)
+    space = action_space or Discrete(logits.shape[-1])
+    steps = (len(logits) - 1, logits.shape[1])
+    _check("logits", logits, (steps[0] + 1, steps[1], space.num_logits), "[T+1, B, A]")
+    _check("valid", valid, steps, "[T, B]")
+    _check("action", action, steps + space.array.shape, "[T, B, ...]")
+    _check("behaviour_logits", behaviour_logits, (*steps, space.num_logits), "[T, B, A]")
+    action = _keep(action, valid)  # before it meets the logits: their gradient is 0 * inf else
+    target_log_probs = distributions.log_prob(space, logits[:-1], action)
     with torch.no_grad():
-        behaviour_log_probs = vtrace.log_probs(behaviour_logits)
-        log_rhos = target_action_log_probs - vtrace.action_log_probs(behaviour_log_probs, action)
+        log_rhos = target_log_probs - distributions.log_prob(space, behaviour_logits, action)
         log_rhos = torch.where(valid, log_rhos, -torch.inf)
         end = terminated if bootstrap_truncated else terminated | truncated
         discounts = discounting * (~end[1:]).to(log_rhos.dtype)
@@ -156,9 +165,9 @@ def impala_loss(
             clip_pg_rho_threshold,
             vtrace_lambda,
         )
-    policy_gradient = policy_gradient_loss(target_action_log_probs, returns.pg_advantages, valid)
+    policy_gradient = policy_gradient_loss(target_log_probs, returns.pg_advantages, valid)
     baseline = baseline_loss(returns.vs - values[:-1], valid)
-    entropy = entropy_loss(target_log_probs, valid)
+    entropy = entropy_loss(distributions.entropy(space, logits[:-1]), valid)
     return LossOutput(
         total=policy_gradient + baseline_cost * baseline + entropy_cost * entropy,
         policy_gradient=policy_gradient.detach(),
@@ -172,30 +181,18 @@ def impala_loss(
 
 def _keep(rows: Tensor, valid: Tensor) -> Tensor:
     # Not a product with 0 or 1: an invalid row may hold inf or nan, and 0 * inf is nan.
-    return torch.where(valid, rows, 0.0)
+    return torch.where(valid.view(valid.shape + (1,) * (rows.dim() - valid.dim())), rows, 0)
 
 
 def _check_rows(logits: Tensor, reward: Tensor, **fields: Tensor) -> None:
     if logits.dim() != 3 or len(logits) < 2:
         raise ValueError(f"logits has shape {list(logits.shape)}, expected [T+1, B, A] with T >= 1")
     for name, tensor in {"reward": reward, **fields}.items():
-        if tensor.shape != logits.shape[:-1]:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}, expected [T+1, B] = "
-                f"{list(logits.shape[:-1])} as logits has"
-            )
+        _check(name, tensor, logits.shape[:-1], "[T+1, B]")
 
 
-def _check_steps(logits: Tensor, behaviour_logits: Tensor, **fields: Tensor) -> None:
-    expected = logits.shape[:-1]
-    expected = torch.Size((expected[0] - 1, *expected[1:]))
-    for name, tensor in fields.items():
-        if tensor.shape != expected:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}, expected [T, B] = {list(expected)}"
-            )
-    if behaviour_logits.shape != (*expected, logits.shape[-1]):
+def _check(name: str, tensor: Tensor, shape: Sequence[int], layout: str) -> None:
+    if tuple(tensor.shape) != tuple(shape):
         raise ValueError(
-            f"behaviour_logits has shape {list(behaviour_logits.shape)}, expected [T, B, A] = "
-            f"{[*expected, logits.shape[-1]]}"
+            f"{name} has shape {list(tensor.shape)}, expected {layout} = {list(shape)}"
         )

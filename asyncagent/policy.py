@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asyncagent.distributions import mode, sample
 from asyncagent.errors import UsageError
-from asyncagent.structs import Nest, PolicyStep, map_nest
+from asyncagent.structs import ActionSpace, Nest, PolicyStep, map_nest
 
 
 class Snapshot(NamedTuple):
@@ -80,15 +81,20 @@ class Policy:
     """
 
     def __init__(
-        self, net: nn.Module, device: torch.device, dtype: torch.dtype, seed: int,
-        num_threads: int = 1, greedy: bool = False,
+        self, net: nn.Module, actions: ActionSpace, device: torch.device, dtype: torch.dtype,
+        seed: int, num_threads: int = 1, greedy: bool = False, random_actions: bool = False,
     ) -> None:  # fmt: skip
-        """``net`` is copied; ``seed`` drives action sampling; ``greedy`` takes the likeliest."""
+        """``net`` is copied; ``seed`` drives action sampling; ``greedy`` takes the likeliest.
+
+        With ``random_actions`` the net is asked, and acted at random whatever it says.
+        """
         self._net = copy.deepcopy(net).to(device).eval().requires_grad_(False)
         self.device = device
+        self._actions = actions
         self._dtype = dtype
         self._num_threads = num_threads
         self._greedy = greedy
+        self._random_actions = random_actions
         self._generator = torch.Generator(device).manual_seed(seed)
         self._generator_lock = threading.Lock()
         self._threads_set = False
@@ -146,6 +152,8 @@ class Policy:
             ):
                 logits, _, state = self._net(*rows, state)
             logits = logits.squeeze(0).float()
+            if self._random_actions:
+                logits = torch.zeros_like(logits)
             action = self._choose(logits)
             logits, action, state = map_nest(_to_numpy, (logits, action, state))
         version = np.full(len(action), snapshot.version, np.int64)
@@ -163,11 +171,9 @@ class Policy:
 
     def _choose(self, logits: Tensor) -> Tensor:
         if self._greedy:
-            return logits.argmax(-1)
+            return mode(self._actions, logits)
         with self._generator_lock:
-            noise = torch.empty_like(logits).exponential_(generator=self._generator)
-        # Gumbel-max: argmax(logits + g) with g = -log(exponential) samples the softmax.
-        return (logits - noise.log()).argmax(-1)
+            return sample(self._actions, logits, self._generator)
 
     def _load(self) -> Snapshot:
         snapshot = self._current

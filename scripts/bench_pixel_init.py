@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from asyncagent.bodies import Conv2dSame
 from asyncagent.config import resolve
 from asyncagent.envs import env_spec, make_group
 from asyncagent.errors import UsageError
-from asyncagent.models import Conv2dSame, make_net
+from asyncagent.models import make_net
 from asyncagent.policy import resolve_precision
 
 NUM_ENVS, BATCH, HORIZON = 16, 160, 250

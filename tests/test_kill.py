@@ -95,7 +95,8 @@ def test_fault_ends_the_process_with_its_traceback(tmp_path: Path) -> None:
     module = tmp_path / "faulty.py"
     module.write_text(
         "import torch\n"
-        "from asyncagent.models import ActorCritic, MlpBody\n"
+        "from asyncagent.bodies import MlpBody\n"
+        "from asyncagent.models import ActorCritic\n"
         "class Net(ActorCritic):\n"
         "    calls = 0\n"
         "    def forward(self, *args):\n"
@@ -104,7 +105,7 @@ def test_fault_ends_the_process_with_its_traceback(tmp_path: Path) -> None:
         "            raise ValueError('faulty net')\n"
         "        return super().forward(*args)\n"
         "def build(spec, use_lstm):\n"
-        "    return Net(MlpBody(spec.observation), 128, spec.actions.num_logits, 0)\n"
+        "    return Net(MlpBody(spec.observation), spec.actions, 0)\n"
     )
     environment = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     result = subprocess.run(

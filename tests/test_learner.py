@@ -13,12 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from asyncagent.actor import Infer, act
+from asyncagent.bodies import MlpBody
 from asyncagent.config import Config
+from asyncagent.envs.base import check_action
 from asyncagent.errors import NotFinite
-from asyncagent.learner import Learner
-from asyncagent.models import ActorCritic, MlpBody
+from asyncagent.learner import Learner, count_choices
+from asyncagent.models import ActorCritic, make_net
 from asyncagent.policy import Policy
-from asyncagent.structs import ArraySpec, EnvSpec, Nest
+from asyncagent.structs import (
+    ActionSpace,
+    ArraySpec,
+    Box,
+    Discrete,
+    EnvSpec,
+    EnvStep,
+    MultiDiscrete,
+    Nest,
+)
 from asyncagent.unroll import Columns, UnrollQueue
 from tests.fakes import CounterGroup, CountingPolicy
 
@@ -93,7 +104,7 @@ def test_losses_and_weights_after_one_update() -> None:
     w = 1 + 0.1 * 5 / sqrt(1.25).
     """
     net = ProbeNet()
-    learner = Learner(config(), net, CPU, torch.float32)
+    learner = Learner(config(), net, Discrete(3), CPU, torch.float32)
     learner.update(counted(CounterGroup([[2]]), length=4))
     statistics = learner.take_statistics()
     ln3 = math.log(3)
@@ -121,7 +132,7 @@ def test_end_on_the_seam() -> None:
         (first, (2.75**2 + 2.5**2 + 1) / 2, 3),
         (second, (5.5**2 + 4**2) / 2, 2),
     ):
-        learner = Learner(config(**flags), ProbeNet(), CPU, torch.float32)
+        learner = Learner(config(**flags), ProbeNet(), Discrete(3), CPU, torch.float32)
         learner.update([part])
         assert learner.take_statistics().baseline_loss == pytest.approx(loss)
         assert learner.frames == frames
@@ -135,7 +146,7 @@ def test_truncation_bootstraps_only_when_asked(bootstrap: bool, vs_1: float) -> 
     """
     group = CounterGroup([[2]], truncations=[(0, 0)])
     flags = {"unroll_length": 2, "bootstrap_truncated": bootstrap}
-    learner = Learner(config(**flags), ProbeNet(), CPU, torch.float32)
+    learner = Learner(config(**flags), ProbeNet(), Discrete(3), CPU, torch.float32)
     learner.update(counted(group, length=2))
     vs_0 = 1 + 0.5 * vs_1
     expected = (vs_0**2 + (vs_1 - 1) ** 2) / 2
@@ -145,7 +156,7 @@ def test_truncation_bootstraps_only_when_asked(bootstrap: bool, vs_1: float) -> 
 def test_truncation_in_mid_unroll_does_not_leak() -> None:
     """A bootstrapped truncation at row 2 of 4: vs_1 = 2 + 0.5 V_2, rows 3 and 4 leave it alone."""
     group = CounterGroup([[2]], truncations=[(0, 0)])
-    learner = Learner(config(bootstrap_truncated=True), ProbeNet(), CPU, torch.float32)
+    learner = Learner(config(bootstrap_truncated=True), ProbeNet(), Discrete(3), CPU, torch.float32)
     learner.update(counted(group, length=4))
     errors = (1 + 0.5 * 3 - 0, 2 + 0.5 * 2 - 1, 4 + 0.5 * 4 - 3)
     expected = sum(error**2 for error in errors) / 2
@@ -155,7 +166,8 @@ def test_truncation_in_mid_unroll_does_not_leak() -> None:
 def recurrent_net(spec: EnvSpec) -> ActorCritic:
     torch.manual_seed(3)
     assert isinstance(spec.observation, ArraySpec)
-    net = ActorCritic(MlpBody(spec.observation), 128, spec.actions.num_logits, lstm_units=16)
+    net = ActorCritic(MlpBody(spec.observation), spec.actions, lstm_units=16)
+    assert isinstance(net.policy, nn.Linear)
     with torch.no_grad():
         net.policy.weight.mul_(100)  # an initial policy is all but uniform and would hide errors
     return net
@@ -169,7 +181,7 @@ def test_learner_sees_what_the_actor_saw() -> None:
     """
     group = CounterGroup([[3], [4, 8, 2], [100], [1]])
     net = recurrent_net(group.spec)
-    policy = Policy(net, CPU, torch.float32, seed=1)
+    policy = Policy(net, Discrete(3), CPU, torch.float32, seed=1)
 
     async def infer(*rows: Any) -> Any:
         await asyncio.sleep(0)
@@ -179,7 +191,7 @@ def test_learner_sees_what_the_actor_saw() -> None:
     assert any(part.unroll.first[0].any() for part in parts), "an episode opens at a row 0"
     for part in parts:
         learner = Learner(
-            config(batch_size=4, num_actors=4), copy.deepcopy(net), CPU, torch.float32
+            config(batch_size=4, num_actors=4), copy.deepcopy(net), Discrete(3), CPU, torch.float32
         )
         batch = part.unroll
         output = net(
@@ -194,6 +206,79 @@ def test_learner_sees_what_the_actor_saw() -> None:
         assert np.ptp(seen, axis=-1).max() > 0.1, "the policy is far from uniform"
         learner.update([part])
         assert learner.take_statistics().rho_mean == pytest.approx(1, abs=1e-4)
+
+
+class SensesGroup(CounterGroup):
+    """Counters that show theirs as a picture, a number and an instruction, under any actions."""
+
+    def __init__(self, lengths: list[list[int]], actions: ActionSpace) -> None:
+        super().__init__(lengths)
+        self.spec = EnvSpec(
+            {
+                "rgb": ArraySpec((8, 8, 3), "uint8"),
+                "number": ArraySpec((1,), "float32"),
+                "instruction": ArraySpec((3,), "int32", num_tokens=5),
+            },
+            actions,
+            1,
+        )
+
+    async def reset(self) -> EnvStep:
+        return self._shown(await super().reset())
+
+    async def step(self, action: np.ndarray) -> EnvStep:
+        check_action(action, self.num_envs, self.spec.actions)
+        return self._shown(await super().step(action))
+
+    def _shown(self, row: EnvStep) -> EnvStep:
+        (number,) = row.observation.T
+        return row._replace(
+            observation={
+                "rgb": np.tile(9 * number.astype(np.uint8)[:, None, None, None], (1, 8, 8, 3)),
+                "number": number[:, None] / 10,
+                "instruction": np.stack([number % 6, 0 * number, 0 * number], -1).astype(np.int32),
+            }
+        )
+
+
+@pytest.mark.parametrize("space", [Discrete(4), MultiDiscrete((3, 2)), Box(2)], ids=str)
+@pytest.mark.parametrize("name", ["shallow", "mlp"])
+def test_learner_sees_what_the_actor_saw_of_everything(name: str, space: ActionSpace) -> None:
+    """On-policy, every importance weight is 1 in every action space, over nests of arrays."""
+    group = SensesGroup([[3], [4, 8, 2], [100], [1]], space)
+    net = make_net(name, group.spec, True, 1)
+    with torch.no_grad():
+        for parameter_name, parameter in net.named_parameters():
+            if parameter_name in ("policy.weight", "policy.mean.weight"):
+                parameter.mul_(100)
+    policy = Policy(net, space, CPU, torch.float32, seed=1)
+
+    async def infer(*rows: Any) -> Any:
+        await asyncio.sleep(0)
+        return policy.infer(*rows)
+
+    parts = unrolls(group, infer, policy.initial_state(4), length=4, count=3)
+    assert np.ptp(parts[-1].unroll.behaviour_logits, axis=(0, 1)).max() > 0.05
+    for part in parts:
+        flags = {"batch_size": 4, "num_actors": 4, "micro_batch_rows": 10}
+        learner = Learner(config(**flags), copy.deepcopy(net), space, CPU, torch.float32)
+        learner.update([part])
+        statistics = learner.take_statistics()
+        assert statistics.rho_mean == pytest.approx(1, abs=1e-4)
+        assert math.isfinite(statistics.grad_norm)
+        if isinstance(space, Box):
+            assert not isinstance(statistics.action_counts, np.ndarray)
+        else:
+            choices = 2 if isinstance(space, MultiDiscrete) else 1
+            assert statistics.action_counts.sum() == choices * part.unroll.valid.sum()
+
+
+def test_choices_are_counted_one_after_the_other() -> None:
+    """Discrete: a count per action; MultiDiscrete: of the first choice, then of the next."""
+    actions = np.array([[0, 1], [2, 1], [2, 0]])
+    assert count_choices(Discrete(4), actions[:, 0]).tolist() == [1, 0, 2, 0]  # type: ignore[union-attr]
+    counts = count_choices(MultiDiscrete((3, 2)), actions)
+    assert counts.tolist() == [1, 0, 2, 1, 2]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("rows", [5, 11, 1000])
@@ -211,7 +296,7 @@ def test_micro_batches_add_up_to_the_batch(rows: int) -> None:
             )
             for part in parts
         ]
-        learner = Learner(config(**flags), net, CPU, torch.float32)
+        learner = Learner(config(**flags), net, group.spec.actions, CPU, torch.float32)
         learner.update(parts_of_net)
         assert learner.updates == 1
         nets.append((net, learner.frames, learner.take_statistics()))
@@ -227,7 +312,7 @@ def test_policy_lag_is_counted_in_updates() -> None:
     """Rows acted by version 0 and learned at update 2 have a lag of 2."""
     parts = counted(CounterGroup([[100]]), length=4)
     parts[0].unroll.policy_version[:] = 0
-    learner = Learner(config(learning_rate=1e-9), ProbeNet(), CPU, torch.float32)
+    learner = Learner(config(learning_rate=1e-9), ProbeNet(), Discrete(3), CPU, torch.float32)
     for _ in range(3):
         learner.update(parts)
     statistics = learner.take_statistics()
@@ -240,6 +325,7 @@ def test_frames_count_action_repeats_of_valid_rows() -> None:
     learner = Learner(
         config(num_action_repeats=4, total_environment_frames=24, learning_rate=0.1),
         ProbeNet(),
+        Discrete(3),
         CPU,
         torch.float32,
     )
@@ -251,8 +337,8 @@ def test_frames_count_action_repeats_of_valid_rows() -> None:
 def test_update_publishes_its_weights() -> None:
     """After an update the policy acts with the new weights under the new version."""
     net = ProbeNet()
-    policy = Policy(net, CPU, torch.float32, seed=1)
-    learner = Learner(config(), net, CPU, torch.float32, policy)
+    policy = Policy(net, Discrete(3), CPU, torch.float32, seed=1)
+    learner = Learner(config(), net, Discrete(3), CPU, torch.float32, policy)
     row = (np.ones((1, 1), np.float32), np.zeros(1, np.float32), np.zeros(1, np.int64),
            np.zeros(1, np.bool_), (np.zeros((1, 1), np.float32),))  # fmt: skip
     assert policy.infer(*row).policy_version.tolist() == [0]
@@ -265,9 +351,9 @@ def test_update_publishes_its_weights() -> None:
 def test_state_round_trip_continues_identically() -> None:
     """A learner restored from another's state takes the same next update."""
     parts = counted(CounterGroup([[2]]), length=4, count=2)
-    one = Learner(config(), ProbeNet(), CPU, torch.float32)
+    one = Learner(config(), ProbeNet(), Discrete(3), CPU, torch.float32)
     one.update(parts[:1])
-    other = Learner(config(), ProbeNet(), CPU, torch.float32)
+    other = Learner(config(), ProbeNet(), Discrete(3), CPU, torch.float32)
     other.restore(one.state())
     assert (other.frames, other.updates) == (one.frames, one.updates)
     assert other.learning_rate == one.learning_rate
@@ -281,10 +367,10 @@ def test_state_round_trip_continues_identically() -> None:
 def test_flags_given_on_resuming_are_not_the_checkpoints(optimizer: str) -> None:
     """Accumulators come from the checkpoint, the optimiser's flags from this run."""
     parts = counted(CounterGroup([[2]]), length=4, count=2)
-    one = Learner(config(optimizer=optimizer), ProbeNet(), CPU, torch.float32)
+    one = Learner(config(optimizer=optimizer), ProbeNet(), Discrete(3), CPU, torch.float32)
     one.update(parts[:1])
     flags = {"optimizer": optimizer, "epsilon": 0.5, "momentum": 0.9, "decay": 0.5}
-    other = Learner(config(**flags), ProbeNet(), CPU, torch.float32)
+    other = Learner(config(**flags), ProbeNet(), Discrete(3), CPU, torch.float32)
     before = [
         {k: v for k, v in group.items() if k != "params"} for group in other._optimizer.param_groups
     ]
@@ -299,7 +385,7 @@ def test_flags_given_on_resuming_are_not_the_checkpoints(optimizer: str) -> None
 
 def test_numbers_gone_wrong_are_told() -> None:
     """A loss that is not finite comes out of the statistics and of the state to be saved."""
-    learner = Learner(config(), ProbeNet(), CPU, torch.float32)
+    learner = Learner(config(), ProbeNet(), Discrete(3), CPU, torch.float32)
     (part,) = counted(CounterGroup([[2]]), length=4)
     part.unroll.reward[1] = np.nan
     learner.update([part])
@@ -312,7 +398,7 @@ def test_numbers_gone_wrong_are_told() -> None:
 def test_state_is_a_copy() -> None:
     """What ``state`` returned does not change with later updates."""
     parts = counted(CounterGroup([[2]]), length=4, count=2)
-    learner = Learner(config(), ProbeNet(), CPU, torch.float32)
+    learner = Learner(config(), ProbeNet(), Discrete(3), CPU, torch.float32)
     learner.update(parts[:1])
     state = learner.state()
     before = state["net"]["w"].clone()

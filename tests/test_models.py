@@ -13,28 +13,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asyncagent import config
-from asyncagent.errors import CheckpointError, UsageError
-from asyncagent.models import NETS as BUILT_IN
-from asyncagent.models import (
-    ActorCritic,
+from asyncagent.bodies import (
     AncestorBody,
     Conv2dSame,
     DeepBody,
     LstmCore,
     MlpBody,
+    SentenceBody,
     ShallowBody,
-    example_inputs,
-    load_weights,
-    make_net,
     max_pool_same,
     pixel_conv,
     same_padding,
 )
-from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Nest
+from asyncagent.errors import CheckpointError, UsageError
+from asyncagent.models import NETS as BUILT_IN
+from asyncagent.models import ActorCritic, example_inputs, load_weights, make_net
+from asyncagent.structs import (
+    ActionSpace,
+    ArraySpec,
+    Box,
+    Discrete,
+    EnvSpec,
+    MultiDiscrete,
+    Nest,
+    map_nest,
+)
 
 ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), Discrete(6), 4)
 DMLAB = EnvSpec(ArraySpec((72, 96, 3), "uint8"), Discrete(9), 4)
 VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), Discrete(3), 1)
+SENTENCE = ArraySpec((6,), "int32", num_tokens=50)
+SENSES = EnvSpec(
+    {
+        "rgb": ArraySpec((24, 32, 3), "uint8"),
+        "numbers": ArraySpec((5,), "float32"),
+        "instruction": SENTENCE,
+    },
+    Discrete(4),
+    4,
+)
+"""A picture, measurements and an instruction."""
+SPACES = [Discrete(4), MultiDiscrete((3, 2)), Box(2)]
 
 
 def flat_size(body: nn.Module) -> int:
@@ -267,10 +286,171 @@ def test_weights_of_another_net_are_refused() -> None:
 
 def test_pixel_filters_do_not_answer_to_brightness() -> None:
     """A constant picture leaves the first layer's inside at 0, whatever its brightness."""
-    conv = pixel_conv(4, 16, 8, 4)
+    conv = pixel_conv(ArraySpec((4, 84, 84), "uint8"), 16, 8, 4)
     inside = conv(torch.full((1, 4, 84, 84), 200.0))[:, :, 1:-1, 1:-1]
     assert inside.abs().max() < 1e-3
     assert conv(torch.rand(1, 4, 84, 84) * 255).abs().max() > 1
+
+
+def test_pixels_are_bytes_other_images_are_as_they_are() -> None:
+    """A picture of floats 0..1 shows what its bytes 0..255 show."""
+    torch.manual_seed(0)
+    of_bytes = ShallowBody(ArraySpec((3, 40, 48), "uint8"))
+    of_floats = ShallowBody(ArraySpec((3, 40, 48), "float32"))
+    of_floats.load_state_dict(of_bytes.state_dict())
+    image = torch.randint(0, 256, (2, 3, 40, 48), dtype=torch.uint8)
+    torch.testing.assert_close(of_bytes(image), of_floats(image / 255), rtol=1e-4, atol=1e-5)
+
+
+def random_rows(spec: EnvSpec, steps: int, rows: int) -> Any:
+    """Arguments of a net's forward pass, the core state left out, that are all but zeros."""
+    generator = torch.Generator().manual_seed(2)
+
+    def fill(leaf: Tensor) -> Tensor:
+        if leaf.is_floating_point():
+            return torch.randn(leaf.shape, generator=generator)
+        return torch.randint(0, 2, leaf.shape, generator=generator).to(leaf.dtype)
+
+    observation, *rest = map_nest(fill, example_inputs(spec, steps, rows))
+    if isinstance(observation, dict):
+        observation["rgb"] *= 200
+        observation["instruction"] = sentences([3, 1], [], [49], [3, 1, 7, 7, 7, 9])[
+            torch.arange(steps * rows) % 4
+        ].view(steps, rows, -1)
+    return observation, *rest
+
+
+def sentences(*words: list[int]) -> Tensor:
+    """int32 [N, 6] as ``SENTENCE`` says."""
+    return torch.tensor([[*one, *[0] * (6 - len(one))] for one in words], dtype=torch.int32)
+
+
+@pytest.mark.parametrize("actions", SPACES, ids=str)
+@pytest.mark.parametrize("name", ["shallow", "deep", "ancestor", "mlp"])
+@pytest.mark.parametrize("use_lstm", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_part_of_a_net_learns(
+    name: str, use_lstm: bool, actions: ActionSpace, dtype: torch.dtype
+) -> None:
+    """Over a nest of observations every parameter gets a gradient, in either precision."""
+    spec = EnvSpec(SENSES.observation, actions, 4)
+    net = make_net(name, spec, use_lstm, 1)
+    state = net.initial_state(4)  # type: ignore[operator]
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        output = net(*random_rows(spec, 3, 4), state)
+    assert output.logits.shape == (3, 4, actions.num_logits)
+    assert output.logits.dtype == output.values.dtype == torch.float32
+    (output.logits.square().sum() + output.logits.sum() + output.values.sum()).backward()
+    for parameter_name, parameter in net.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), parameter_name
+
+
+@pytest.mark.parametrize("name", ["shallow", "mlp"])
+@pytest.mark.parametrize("part", ["rgb", "numbers", "instruction"])
+def test_every_part_of_an_observation_is_seen(name: str, part: str) -> None:
+    """The values depend on each array, and each row's on its own array only."""
+    net = make_net(name, SENSES, False, 1)
+    observation, *rest = random_rows(SENSES, 1, 4)
+    before = net(observation, *rest, ()).values[0]
+    observation[part][0, 2] += 1
+    after = net(observation, *rest, ()).values[0]
+    assert (before != after).tolist() == [False, False, True, False]
+
+
+def test_nests_without_pictures_take_the_mlp() -> None:
+    """An image network on a nest without an image says which net to use; with one it goes."""
+    blind = {"numbers": ArraySpec((5,), "float32"), "flag": ArraySpec((), "bool")}
+    spec = EnvSpec(blind, Discrete(2), 1)
+    with pytest.raises(UsageError, match="--net=mlp"):
+        make_net("deep", spec, False, 1)
+    assert isinstance(make_net("mlp", spec, True, 1), ActorCritic)
+
+
+@pytest.fixture
+def encoder() -> SentenceBody:
+    torch.manual_seed(4)
+    return SentenceBody(SENTENCE)
+
+
+def test_sentences_are_told_apart_by_words_and_their_order(encoder: SentenceBody) -> None:
+    """Other words or another order give other features; no words give zeros."""
+    codes = encoder(sentences([3, 1], [1, 3], [3], [3, 2], [], [3, 1, 3, 1, 3, 1]))
+    assert codes.shape == (6, encoder.num_features)
+    assert not codes[4].any()
+    assert len(set(map(tuple, codes.tolist()))) == 6
+
+
+def test_a_sentence_ends_with_its_last_word(encoder: SentenceBody) -> None:
+    """Its code is the LSTM's output there, whatever zeros follow and whoever its neighbours are."""
+    alone = encoder(sentences([3, 1])[:, :2])
+    torch.testing.assert_close(encoder(sentences([3, 1])), alone)
+    torch.testing.assert_close(encoder(sentences([7, 8, 9, 10, 11, 12], [3, 1]))[1:], alone)
+    words = encoder.embedding(torch.tensor([[3], [1]]))
+    zeros = (torch.zeros(1, 64), torch.zeros(1, 64))
+    outputs, _ = encoder.core(words, torch.zeros(2, 1, dtype=torch.bool), zeros)
+    torch.testing.assert_close(outputs[1], alone)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(sentences([], [], []), id="all-empty"),
+        pytest.param(sentences([5], [], [5], [5, 6], [], [5, 6]), id="repeated"),
+        pytest.param(sentences([1, 2, 3, 4, 5, 6], [2], [3, 3]), id="all-different"),
+    ],
+)
+def test_encoding_each_sentence_once_changes_nothing(encoder: SentenceBody, rows: Tensor) -> None:
+    """Features and gradients are those of encoding every row word by word."""
+    weights = torch.randn(len(rows), 64)
+    results = []
+    for codes in (encoder(rows), encoder.encode(rows)):
+        encoder.zero_grad()
+        (codes * weights).sum().backward()
+        results.append([codes, *(p.grad for p in encoder.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_old_checkpoints_fit() -> None:
+    """The parameters of nets for one image keep their names."""
+    shallow = ["body.layers.1", "body.layers.3", "body.layers.6"]
+    blocks = [f"body.layers.{i}.conv{j}" for i in (3, 4, 7, 8, 11, 12) for j in (1, 2)]
+    deep = ["body.layers.1", "body.layers.5", "body.layers.9", "body.layers.15", *blocks]
+    core = {"core.inputs.weight", "core.inputs.bias", "core.recurrent.weight"}
+
+    def names(layers: list[str]) -> set[str]:
+        return {f"{x}.{of}" for x in [*layers, "policy", "baseline"] for of in ("weight", "bias")}
+
+    assert set(make_net("shallow", ATARI, False, 1).state_dict()) == names(shallow)
+    assert set(make_net("deep", ATARI, True, 1).state_dict()) == names(deep) | core
+
+
+def test_deviations_of_a_box_start_at_one_in_every_state() -> None:
+    """Logits of a Box are means of the features and a log_std of 0 that is learnt by itself."""
+    net = make_net("mlp", EnvSpec(VECTOR.observation, Box(2), 1), False, 1)
+    assert isinstance(net, ActorCritic)
+    rows = random_rows(EnvSpec(VECTOR.observation, Box(2), 1), 2, 3)
+    logits = net(*rows, ()).logits
+    assert len(set(logits[..., :2].flatten().tolist())) == 12
+    assert not logits[..., 2:].any()
+    with torch.no_grad():
+        net.get_parameter("policy.log_std").copy_(torch.tensor([-1.0, 0.5]))
+    assert (net(*rows, ()).logits[..., 2:] == torch.tensor([-1.0, 0.5])).all()
+    assert "policy.log_std" not in net.low_precision_parameters()
+
+
+@pytest.mark.parametrize("actions", SPACES, ids=str)
+def test_core_sees_every_part_of_the_last_action(actions: ActionSpace) -> None:
+    """With an LSTM each part of the last action, whatever its space, changes the values."""
+    spec = EnvSpec(VECTOR.observation, actions, 1)
+    net = make_net("mlp", spec, True, 1)
+    observation, reward, last_action, first = example_inputs(spec, 1, 1)
+    state = net.initial_state(1)  # type: ignore[operator]
+    seen = [net(observation, reward, last_action, first, state).values]
+    for part in last_action.view(-1):
+        part += 1
+        seen.append(net(observation, reward, last_action, first, state).values)
+    assert len(set(torch.cat(seen).flatten().tolist())) == last_action.numel() + 1
 
 
 def test_image_net_on_vectors_is_refused() -> None:

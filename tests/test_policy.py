@@ -10,10 +10,21 @@ import pytest
 import torch
 from torch import nn
 
+from asyncagent.envs.base import check_action
 from asyncagent.errors import UsageError
 from asyncagent.models import make_net
 from asyncagent.policy import Policy, resolve_device, resolve_precision
-from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Nest, PolicyStep
+from asyncagent.structs import (
+    ActionSpace,
+    ArraySpec,
+    Box,
+    Discrete,
+    EnvSpec,
+    MultiDiscrete,
+    Nest,
+    PolicyStep,
+    map_nest,
+)
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -30,14 +41,27 @@ ATARI = EnvSpec(ArraySpec((4, 84, 84), "uint8"), Discrete(6), 4)
 VECTOR = EnvSpec(ArraySpec((10, 5), "float32"), Discrete(3), 1)
 
 
+SENSES = EnvSpec(
+    {
+        "rgb": ArraySpec((24, 32, 3), "uint8"),
+        "numbers": ArraySpec((5,), "float32"),
+        "instruction": ArraySpec((6,), "int32", num_tokens=255),
+    },
+    MultiDiscrete((3, 2)),
+    4,
+)
+
+
 def infer(policy: Policy, num_rows: int, spec: EnvSpec = VECTOR, **fields: Any) -> PolicyStep:
     rng = np.random.default_rng(0)
+    one = spec.actions.array
     rows = {
-        "observation": rng.integers(0, 255, (num_rows, *spec.observation.shape)).astype(
-            spec.observation.dtype
+        "observation": map_nest(
+            lambda leaf: rng.integers(0, 255, (num_rows, *leaf.shape)).astype(leaf.dtype),
+            spec.observation,
         ),
         "reward": np.zeros(num_rows, np.float32),
-        "last_action": np.zeros(num_rows, np.int64),
+        "last_action": np.zeros((num_rows, *one.shape), one.dtype),
         "first": np.zeros(num_rows, np.bool_),
         "core_state": policy.initial_state(num_rows),
     }
@@ -46,7 +70,7 @@ def infer(policy: Policy, num_rows: int, spec: EnvSpec = VECTOR, **fields: Any) 
 
 def test_shapes_and_types() -> None:
     """Actions int64 [N], logits float32 [N, A], version int64 [N], states float32."""
-    policy = Policy(make_net("mlp", VECTOR, True, 1), CPU, torch.float32, seed=1)
+    policy = Policy(make_net("mlp", VECTOR, True, 1), VECTOR.actions, CPU, torch.float32, seed=1)
     step = infer(policy, 5)
     assert step.action.shape == (5,)
     assert step.action.dtype == np.int64
@@ -61,7 +85,7 @@ def test_actions_are_sampled_from_the_logits() -> None:
     net = make_net("mlp", VECTOR, False, 1)
     with torch.no_grad():
         net.policy.bias.copy_(torch.tensor([0.0, 1.0, -1.0]))  # type: ignore[union-attr,operator]
-    policy = Policy(net, CPU, torch.float32, seed=1)
+    policy = Policy(net, VECTOR.actions, CPU, torch.float32, seed=1)
     count = 20_000
     step = infer(policy, count, observation=np.zeros((count, 10, 5), np.float32))
     probabilities = np.exp(step.logits[0]) / np.exp(step.logits[0]).sum()
@@ -72,16 +96,47 @@ def test_actions_are_sampled_from_the_logits() -> None:
 
 def test_greedy_takes_the_likeliest() -> None:
     """A greedy policy chooses the argmax of its logits."""
-    policy = Policy(make_net("mlp", VECTOR, False, 1), CPU, torch.float32, seed=1, greedy=True)
+    policy = Policy(
+        make_net("mlp", VECTOR, False, 1), VECTOR.actions, CPU, torch.float32, seed=1, greedy=True
+    )
     step = infer(policy, 100)
     assert np.array_equal(step.action, step.logits.argmax(-1))
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("space", [Discrete(3), MultiDiscrete((3, 2)), Box(2)], ids=str)
+def test_actions_are_as_the_space_says(space: ActionSpace, greedy: bool) -> None:
+    """Shape, dtype and range of the actions, sampled or likeliest, are the space's."""
+    spec = EnvSpec(VECTOR.observation, space, 1)
+    net = make_net("mlp", spec, True, 1)
+    step = infer(Policy(net, space, CPU, torch.float32, seed=1, greedy=greedy), 40, spec)
+    check_action(step.action, 40, space)
+    assert step.action.dtype == space.array.dtype
+    assert step.logits.shape == (40, space.num_logits)
+    if greedy and isinstance(space, Box):
+        assert np.array_equal(step.action, step.logits[:, :2])
+
+
+@pytest.mark.parametrize("space", [Discrete(3), MultiDiscrete((3, 2)), Box(2)], ids=str)
+def test_acting_at_random_ignores_the_net(space: ActionSpace) -> None:
+    """With random_actions the logits, and so the actions, are those of no preference."""
+    spec = EnvSpec(VECTOR.observation, space, 1)
+    policies = [
+        Policy(make_net("mlp", spec, True, seed), space, CPU, torch.float32, 1, random_actions=True)
+        for seed in (1, 2)
+    ]
+    one, other = (infer(policy, 300, spec) for policy in policies)
+    assert not one.logits.any()
+    assert np.array_equal(one.action, other.action)
+    assert one.action.std() > 0.4
+    assert not np.array_equal(one.core_state[0], other.core_state[0]), "the net runs all the same"
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_published_weights_are_a_copy(device: str) -> None:
     """Weights that change after publishing act only once they are published again."""
     net = make_net("mlp", VECTOR, False, 1).to(device)
-    policy = Policy(net, torch.device(device), torch.float32, seed=1)
+    policy = Policy(net, VECTOR.actions, torch.device(device), torch.float32, seed=1)
     before = infer(policy, 4).logits
     with torch.no_grad():
         for parameter in net.parameters():
@@ -96,7 +151,7 @@ def test_published_weights_are_a_copy(device: str) -> None:
 
 def test_first_resets_the_state_of_its_row_only() -> None:
     """A row with ``first`` acts as from the initial state, its neighbours from theirs."""
-    policy = Policy(make_net("mlp", VECTOR, True, 1), CPU, torch.float32, seed=1)
+    policy = Policy(make_net("mlp", VECTOR, True, 1), VECTOR.actions, CPU, torch.float32, seed=1)
     state = tuple(np.ones((2, 128), np.float32) for _ in range(2))
     fresh = infer(policy, 2).logits
     worn = infer(policy, 2, core_state=state).logits
@@ -130,7 +185,7 @@ def test_weights_are_never_torn() -> None:
     """A batch that is under way when weights are published ends with those it began with."""
     torch.manual_seed(0)
     net, other = PublishesInMidBatch(), PublishesInMidBatch()
-    policy = Policy(net, CPU, torch.float32, seed=1)
+    policy = Policy(net, VECTOR.actions, CPU, torch.float32, seed=1)
     expected = infer(policy, 3).logits
     acting = policy._net
     assert isinstance(acting, PublishesInMidBatch)
@@ -145,7 +200,7 @@ def test_weights_are_never_torn() -> None:
 def test_buffers_are_published_too() -> None:
     """Running statistics of a user's net reach the acting copy with the weights."""
     net = PublishesInMidBatch()
-    policy = Policy(net, CPU, torch.float32, seed=1)
+    policy = Policy(net, VECTOR.actions, CPU, torch.float32, seed=1)
     before = infer(policy, 3).logits
     net.scale.fill_(2.0)
     policy.publish(1, net)
@@ -154,7 +209,7 @@ def test_buffers_are_published_too() -> None:
 
 def test_users_bfloat16_heads_come_out_as_float32() -> None:
     """A net whose heads answer in bfloat16 under autocast still gives float32 logits."""
-    step = infer(Policy(PublishesInMidBatch(), CPU, torch.bfloat16, seed=1), 3)
+    step = infer(Policy(PublishesInMidBatch(), VECTOR.actions, CPU, torch.bfloat16, seed=1), 3)
     assert step.logits.dtype == np.float32
 
 
@@ -166,8 +221,27 @@ def test_bfloat16_acts_as_float32_to_its_tolerance(name: str, use_lstm: bool, de
     net = make_net(name, ATARI, use_lstm, 1)
     with torch.no_grad():
         net.policy.weight.mul_(100)  # type: ignore[union-attr,operator]
-    exact = infer(Policy(net, CPU, torch.float32, seed=1), 8, ATARI).logits
-    rough = infer(Policy(net, torch.device(device), torch.bfloat16, seed=1), 8, ATARI).logits
+    exact = infer(Policy(net, ATARI.actions, CPU, torch.float32, seed=1), 8, ATARI).logits
+    rough = infer(
+        Policy(net, ATARI.actions, torch.device(device), torch.bfloat16, seed=1), 8, ATARI
+    ).logits
+    assert np.abs(exact).max() > 0.1
+    np.testing.assert_allclose(rough, exact, atol=0.08 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["shallow", "mlp"])
+@pytest.mark.parametrize("use_lstm", [False, True])
+def test_bfloat16_reads_and_measures_as_float32(name: str, use_lstm: bool, device: str) -> None:
+    """So do copies that see pictures, measurements and instructions, and have two choices."""
+    net = make_net(name, SENSES, use_lstm, 1)
+    with torch.no_grad():
+        net.policy.weight.mul_(100)  # type: ignore[union-attr,operator]
+    space = SENSES.actions
+    exact = infer(Policy(net, space, CPU, torch.float32, seed=1), 8, SENSES).logits
+    policy = Policy(net, space, torch.device(device), torch.bfloat16, seed=1)
+    rough = infer(policy, 8, SENSES).logits
+    assert policy._net.get_parameter("body.parts.0.embedding.weight").dtype == torch.bfloat16
     assert np.abs(exact).max() > 0.1
     np.testing.assert_allclose(rough, exact, atol=0.08 * np.abs(exact).max())
 
@@ -175,7 +249,7 @@ def test_bfloat16_acts_as_float32_to_its_tolerance(name: str, use_lstm: bool, de
 def test_generator_state_continues_the_sampling() -> None:
     """Restored, the sampler draws what it would have drawn."""
     net = make_net("mlp", VECTOR, False, 1)
-    one, two = (Policy(net, CPU, torch.float32, seed=seed) for seed in (1, 2))
+    one, two = (Policy(net, VECTOR.actions, CPU, torch.float32, seed=seed) for seed in (1, 2))
     infer(one, 10)
     two.set_generator_state(one.generator_state())
     assert np.array_equal(infer(one, 1000).action, infer(two, 1000).action)
