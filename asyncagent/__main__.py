@@ -15,6 +15,8 @@ from asyncagent.errors import AsyncAgentError, CheckpointError, UsageError
 COMMANDS = {
     "train": "train an agent, or resume the run found in --logdir",
     "test": "play fresh episodes with a run's newest checkpoint",
+    "check-env": "make an environment, step it, and say what is wrong with it",
+    "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }
 
 _USAGE_ERROR = 2
@@ -38,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"asyncagent: no command {name!r}; did you mean {near!r}?", file=sys.stderr)
         return _USAGE_ERROR
     try:
-        status: int = importlib.import_module(f"asyncagent.commands.{name}").main(rest)
+        status: int = importlib.import_module(f"asyncagent.commands.{name.replace('-', '_')}").main(
+            rest
+        )
         return status
     except BrokenPipeError:
         return _FAILURE  # whoever read our output has left, as head(1) does
@@ -77,7 +81,7 @@ def _report_failure(name: str, error: BaseException) -> None:
 
 def _help() -> str:
     lines = ["usage: asyncagent <command> [flags]", "", "commands:"]
-    lines += [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<12} {text}" for name, text in COMMANDS.items()]
     lines += ["", "asyncagent <command> --help lists a command's flags."]
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ from asyncagent.batcher import DynamicBatcher
 from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_checkpoint
 from asyncagent.config import Config
 from asyncagent.envs import env_spec, levels_of, make_group
+from asyncagent.envs import dmlab30
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import CheckpointError, EndOfUnrolls, Stalled, UsageError
 from asyncagent.learner import Learner
@@ -38,8 +39,9 @@ from asyncagent.metrics import (
 from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
 from asyncagent.policy import Policy, resolve_device, resolve_precision
+from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
-from asyncagent.structs import EnvStep, Unroll
+from asyncagent.structs import EnvStep, Episode, Unroll
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
 
@@ -127,6 +129,7 @@ class _Run:
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
+        self.dmlab30 = Dmlab30Training()
         self.last_report: Report | None = None
         self._figures: LearnerStatistics | None = None
         self._action_counts: Any = 0
@@ -161,8 +164,16 @@ class _Run:
             )
         spec = await builder.run(env_spec, config)
         net = make_net(config.net, spec, config.use_lstm, config.seed)
-        policy = Policy(net, device, dtype, config.seed, config.inference_threads)
-        learner = Learner(config, net, device, dtype, policy)
+        policy = Policy(
+            net,
+            spec.actions,
+            device,
+            dtype,
+            config.seed,
+            config.inference_threads,
+            random_actions=config.benchmark_mode,
+        )
+        learner = Learner(config, net, spec.actions, device, dtype, policy)
         time_s = 0.0
         found = load_checkpoint(logdir)
         if found is not None:
@@ -241,6 +252,8 @@ class _Run:
         def on_row(row: EnvStep) -> None:
             self._moves[name] += 1
             self.counters.on_row(row)
+            if self.config.level_name == dmlab30.NAME:
+                self._score(row.episodes)
             for loss in row.losses:
                 _log.warning(
                     "%s: environment %d of level %s, seed %d, is being replaced: %s",
@@ -259,6 +272,12 @@ class _Run:
             self.policy.initial_state(group.num_envs),
             on_row,
         )
+
+    def _score(self, episodes: tuple[Episode, ...]) -> None:
+        for episode in episodes:
+            scores = self.dmlab30.add(episode.level_name, episode.episode_return)
+            if scores is not None:
+                self.counters.dmlab30_scores = scores
 
     def _level(self, index: int) -> str:
         return _level_of_group(self.config, index)

@@ -76,6 +76,10 @@ class Report(NamedTuple):
     """Before clipping."""
     rho_mean: float
     """Mean importance weight before clipping."""
+    dmlab30_no_cap: float
+    """DMLab-30: mean human-normalised score of the last episodes of all thirty levels."""
+    dmlab30_cap_100: float
+    """The same with each level's score cut off at 100."""
     levels: dict[str, LevelReport]
     """By level name: what each level has given so far."""
 
@@ -143,6 +147,8 @@ class Counters:
         self.num_episodes = 0
         self.num_losses = 0
         self._levels: dict[str, _Level] = {}
+        self.dmlab30_scores: tuple[float, float] = (math.nan, math.nan)
+        """The newest, uncapped and capped at 100."""
         self._time_before_s = time_s
         self._started_s = time.monotonic()
         self._last = (time_s, frames, 0, updates)
@@ -212,6 +218,8 @@ class Counters:
             entropy=figures.entropy,
             grad_norm=figures.grad_norm,
             rho_mean=figures.rho_mean,
+            dmlab30_no_cap=self.dmlab30_scores[0],
+            dmlab30_cap_100=self.dmlab30_scores[1],
             levels={name: level.report() for name, level in self._levels.items()},
         )
 
@@ -260,6 +268,8 @@ _SECTIONS = {
     "rho_mean": "learning/rho_mean",
     "learning_rate": "learning_rate",
     "total_loss": "total_loss",
+    "dmlab30_no_cap": "dmlab30/training_no_cap",
+    "dmlab30_cap_100": "dmlab30/training_cap_100",
 }
 
 

@@ -82,6 +82,10 @@ CONFIG_FLAGS = (
     "decay",
     "momentum",
     "epsilon",
+    "dataset_path",
+    "width",
+    "height",
+    "renderer",
 )
 """Flags that are fields of ``Config`` under the same name."""
 
@@ -146,14 +150,12 @@ def _whole(text: str) -> int:
 
 
 def refuse_unsupported(values: dict[str, Any]) -> None:
-    """Raise Refused for modes of the ancestor that this version has not (levels: check_level)."""
+    """Raise Refused for modes of the ancestor that this version has not."""
     if values["task"] >= 0:
         part = f"--job_name={values['job_name']} --task={values['task']}"
         raise Refused(f"{part}: distributed training is not supported by this version yet")
     if values["task"] < -1:
         raise Refused(f"task={values['task']} must be >= -1: -1 is one machine")
-    if values["benchmark_mode"]:
-        raise Refused("--benchmark_mode=1 is not supported by this version yet")
 
 
 def to_config(values: dict[str, Any]) -> Config:
@@ -164,6 +166,7 @@ def to_config(values: dict[str, Any]) -> Config:
     from asyncagent.config import resolve
 
     flags = {name: values[name] for name in CONFIG_FLAGS}
+    flags["benchmark_mode"] = bool(values["benchmark_mode"])
     return resolve(values["level_name"], "paper", **flags, **FORK_VALUES)
 
 

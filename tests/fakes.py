@@ -36,7 +36,9 @@ class CounterGroup:
         truncations: Sequence[tuple[int, int]] = (),
         num_actions: int = 3,
         lost: Sequence[tuple[int, int]] = (),
+        level_name: str = "counter",
     ) -> None:
+        self.level_name = level_name
         self.num_envs = len(lengths)
         self.spec = EnvSpec(ArraySpec((1,), "float32"), Discrete(num_actions), 1)
         self.actions: list[IntArray] = []
@@ -49,7 +51,7 @@ class CounterGroup:
         self._in_episode = np.zeros(self.num_envs, np.int64)
         self._ends = np.zeros(self.num_envs, np.int64)
         self._ended = np.zeros(self.num_envs, np.bool_)
-        self._tracker = EpisodeTracker(self.num_envs, "counter")
+        self._tracker = EpisodeTracker(self.num_envs, level_name)
 
     async def reset(self) -> EnvStep:
         await asyncio.sleep(0)
@@ -89,7 +91,7 @@ class CounterGroup:
         self._tracker.forget(lost)
         episodes = self._tracker.update(reward, first | lost, self._ended, truncated)
         observation = self._row.astype(np.float32)[:, None]
-        losses = tuple(Loss("counter", 0, int(e), "lost") for e in np.flatnonzero(new))
+        losses = tuple(Loss(self.level_name, 0, int(e), "lost") for e in np.flatnonzero(new))
         return EnvStep(observation, reward, terminated, truncated, first, lost, episodes, losses)
 
     async def close(self) -> None:

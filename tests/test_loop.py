@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def _watchdog() -> Iterator[None]:
 class Group(CounterGroup):
     """Two counters whose n-th step may do something unexpected."""
 
-    def __init__(self) -> None:
-        super().__init__([[5], [7]])
+    def __init__(self, level_name: str = "counter", lost: Sequence[tuple[int, int]] = ()) -> None:
+        super().__init__([[5], [7]], lost=lost, level_name=level_name)
         self.steps = 0
         self.stuck = False
         self.thread = NamedThread("engine")
@@ -60,8 +61,8 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
     """Runs use CounterGroups; the list holds those that were made."""
     made: list[Group] = []
 
-    def make(config: Config, **_: Any) -> Group:
-        made.append(Group())
+    def make(config: Config, *, level_name: str, **_: Any) -> Group:
+        made.append(Group(level_name))
         return made[-1]
 
     def spec(config: Config) -> EnvSpec:
@@ -117,7 +118,7 @@ def test_tensorboard_has_the_ancestors_tags(tmp_path: Path, groups: list[Group])
     events.Reload()
     tags = events.Tags()
     scalars = set(tags["scalars"])
-    assert {"counter/episode_return", "counter/episode_frames"} <= scalars
+    assert {"catch/episode_return", "catch/episode_frames", "catch/queue_columns"} <= scalars
     assert {"learning_rate", "total_loss"} <= scalars
     assert {"speed/frames_per_s", "speed/updates_per_s", "learning/policy_lag_mean"} <= scalars
     assert "action" in tags["histograms"]
@@ -363,3 +364,81 @@ def test_checkpoints_are_written_on_a_timer(tmp_path: Path, groups: list[Group])
     """A short interval leaves several checkpoints behind."""
     train(config(tmp_path, total_environment_frames=20_000, checkpoint_interval_s=0.05))
     assert len(checkpoint_paths(tmp_path)) > 1
+
+
+def test_levels_are_dealt_out_round_robin_and_reported(tmp_path: Path, groups: list[Group]) -> None:
+    """Group i plays level i of the list, again and again; reports say what each level gave."""
+    flags = {"num_actors": 8, "num_groups": 4, "batch_size": 2}
+    result = train(dataclasses.replace(config(tmp_path, **flags), level_name="a:x,b:y,c:z"))
+    assert [group.level_name for group in groups] == ["a:x", "b:y", "c:z", "a:x"]
+    assert result.last_report is not None
+    levels = result.last_report.levels
+    assert set(levels) == {"a:x", "b:y", "c:z"}
+    assert all(level.episodes > 0 and level.queue_columns > 0 for level in levels.values())
+    # What the learner took, and no more than the queue holds and the last batches beside it.
+    columns = sum(level.queue_columns for level in levels.values())
+    assert columns % 2 == 0 and columns >= 2 * result.updates
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line["levels"]["b:y"]["queue_columns"] == levels["b:y"].queue_columns
+
+
+def test_what_an_engine_finds_wrong_with_the_request_is_one_error(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A UsageError out of a group's reset is what the user asked for, not a defect: it comes out
+    by itself, not in a group of exceptions."""
+
+    async def reset(self: Group) -> EnvStep:
+        raise UsageError("there is no map of this name")
+
+    monkeypatch.setattr(Group, "reset", reset)
+    with pytest.raises(UsageError, match="no map of this name"):
+        train(config(tmp_path))
+
+
+def test_benchmark_mode_acts_at_random_and_says_so(
+    tmp_path: Path, groups: list[Group], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log and the checkpoint are marked, and the run is not resumed as a learning one."""
+    result = train(config(tmp_path, benchmark_mode=True, entropy_cost=0.0))
+    assert "benchmark_mode: actions are random" in caplog.text
+    found = load_checkpoint(tmp_path)
+    assert found is not None and json.loads(found[1]["config"])["benchmark_mode"] is True
+    # Off-policy by as much as the net has moved from chance.
+    assert result.last_report is not None and result.last_report.rho_mean != 1.0
+    with pytest.raises(CheckpointError, match="benchmark_mode=True, not False"):
+        train(config(tmp_path, total_environment_frames=4000))
+
+
+def test_lost_environments_are_reported_and_their_frames_not_counted(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """A run goes on without an environment until it is replaced; the log names level and seed."""
+
+    def make(config: Config, **_: Any) -> Group:
+        groups.append(Group(lost=[(0, row) for row in range(10, 20)]))
+        return groups[-1]
+
+    monkeypatch.setattr(loop_module, "make_group", make)
+    result = train(config(tmp_path, batch_size=2, num_actors=2, num_groups=1))
+    assert result.last_report is not None and result.last_report.env_losses == 1
+    assert "environment 0 of level counter, seed 0, is being replaced: lost" in caplog.text
+    assert result.frames >= 2000
+
+
+def test_dmlab30_scores_are_reported_once_every_level_has_an_episode(
+    tmp_path: Path, groups: list[Group]
+) -> None:
+    """The two training scores appear under the ancestor's tags."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = {"num_actors": 60, "num_groups": 30, "batch_size": 6}
+    flags["total_environment_frames"] = 10_000
+    result = train(dataclasses.replace(config(tmp_path, **flags), level_name="dmlab30"))
+    assert result.last_report is not None
+    assert result.last_report.dmlab30_cap_100 <= 100 < result.last_report.dmlab30_no_cap
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    tags = {"dmlab30/training_no_cap", "dmlab30/training_cap_100"}
+    assert tags <= set(events.Tags()["scalars"])
