@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from asyncagent.__main__ import COMMANDS, main
+from asyncagent.checkpoint import save_checkpoint
+from asyncagent.commands.test import Meter, show
 from asyncagent.commands.train import configure
 from asyncagent.config import resolve
+from asyncagent.envs import env_spec
+from asyncagent.envs.dmlab30 import LEVELS
 from asyncagent.errors import UsageError
+from asyncagent.evaluation import Evaluation, LevelResult
+from asyncagent.models import make_net
+from asyncagent.structs import Episode
+
+RESULT = LevelResult("catch", "catch", (1.0,), (9,), (False,), 1, 0)
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +152,95 @@ def test_test_without_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_test_needs_a_logdir(capsys: pytest.CaptureFixture[str]) -> None:
     """A required flag that is missing is named."""
     assert "--logdir" in one_line_error(capsys, "test")
+
+
+def catch_run(logdir: Path) -> None:
+    """The checkpoint of a run that learned nothing."""
+    config = resolve("catch")
+    net = make_net(config.net, env_spec(config), config.use_lstm, config.seed)
+    logdir.mkdir()
+    save_checkpoint(logdir, {"frames": 3000, "config": config.to_json(), "net": net.state_dict()})
+
+
+def test_test_shows_and_writes_its_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Test mode prints a row per level and leaves every game in test.json."""
+    catch_run(tmp_path / "run")
+    assert main(["test", f"--logdir={tmp_path / 'run'}", "--test_num_episodes=7"]) == 0
+    told = json.loads((tmp_path / "run" / "test.json").read_text())
+    assert len(told["levels"][0]["returns"]) == 7
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("catch")]
+    assert row[:3] == ["catch", "7", f"{told['levels'][0]['mean']:.2f}"]
+    assert row[-3:] == ["9", "0%", "-"]
+
+
+def test_test_passes_flags_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags of test mode reach the evaluation; those left out leave the run's own alone."""
+    asked: dict[str, Any] = {}
+
+    def evaluate(logdir: str, num_episodes: int, **flags: Any) -> Evaluation:
+        asked.update(flags)
+        return Evaluation(0, 0, False, False, (RESULT,))
+
+    monkeypatch.setattr("asyncagent.evaluation.evaluate", evaluate)
+    arguments = ["--video", "--greedy", "--seed=3", "--dataset_path=data", "--renderer=hardware"]
+    assert main(["test", f"--logdir={tmp_path}", *arguments, "--level_name=a,b"]) == 0
+    del asked["on_episode"]
+    assert asked == {
+        "video": True,
+        "greedy": True,
+        "seed": 3,
+        "device": "auto",
+        "dataset_path": "data",
+        "renderer": "hardware",
+        "level_name": "a,b",
+    }
+
+
+def test_test_of_dmlab30() -> None:
+    """Every level has a row with both names; the suite's scores are the last line."""
+    levels = tuple(
+        LevelResult(level.train, level.test, (level.human,), (900,), (True,), 4, index == 3)
+        for index, level in enumerate(LEVELS)
+    )
+    console = Console(record=True, width=160, file=io.StringIO())
+    show(Evaluation(10**6, 7, False, True, levels), console)
+    lines = console.export_text().splitlines()
+    assert sum(line.split()[-3:] == ["3,600", "100%", "100.0"] for line in lines) == 30
+    assert any(
+        line.startswith(
+            "rooms_collect_good_objects_train (played: rooms_collect_good_objects_test)"
+        )
+        for line in lines
+    )
+    assert any("lost and replaced: 1;" in line for line in lines)
+    assert any("acted at random" in line for line in lines)
+    assert lines[-1] == "DMLab-30 human-normalised score: 100.00, with levels capped at 100: 100.00"
+
+
+def test_test_in_a_file_is_not_silent() -> None:
+    """Without a terminal a line now and then says how many games have ended."""
+    now_s = 0.0
+    out = io.StringIO()
+    meter = Meter(Console(file=out), clock=lambda: now_s)
+    for done in range(1, 61):
+        now_s += 1.0
+        meter.on_episode(Episode("catch", 1.0, 9, 0), 60 - done)
+    lines = out.getvalue().splitlines()
+    assert lines == [f"{done} of 60 games played" for done in (10, 20, 30, 40, 50, 60)]
+
+
+def test_test_cannot_film_what_shows_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--video of a level without a picture, or an unfit level, is refused in one line."""
+    catch_run(tmp_path / "run")
+    logdir = f"--logdir={tmp_path / 'run'}"
+    assert "catch shows no picture" in one_line_error(capsys, "test", logdir, "--video")
+    line = one_line_error(capsys, "test", logdir, "--level_name=cartpole")
+    assert "does not fit a policy that learned catch" in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
