@@ -330,6 +330,8 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
         values |= _DOOM
     if preset == "workstation" and family in ("atari", "doom"):
         values |= _WORKSTATION
+    if preset == "workstation" and family == "doom":
+        values |= {"net": "shallow", "use_lstm": False}
     values |= {"num_groups": groups, "num_actors": size * groups}
     if family == "atari":
         values["env_threads"] = max(1, min(size, num_cores // groups))

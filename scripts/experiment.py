@@ -210,7 +210,8 @@ def run(values: dict[str, Any]) -> int:
     check_level(values["level_name"])
     if values["mode"] == "test":
         _check_same_level(values["logdir"], values["level_name"])
-        return test.run(values["logdir"], values["test_num_episodes"])
+        dataset_path = values["dataset_path"] or None
+        return test.run(values["logdir"], values["test_num_episodes"], dataset_path=dataset_path)
     return train.run(to_config(values))
 
 

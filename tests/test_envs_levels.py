@@ -11,7 +11,7 @@ import pytest
 from ale_py import roms
 
 from asyncagent.config import Config
-from asyncagent.envs import atari, check_level, env_spec, level_names, make_group
+from asyncagent.envs import atari, check_level, env_spec, level_names, levels_of, make_group
 from asyncagent.envs.base import env_seeds
 from asyncagent.errors import UsageError
 from asyncagent.structs import ArraySpec, Discrete, EnvSpec
@@ -34,7 +34,9 @@ def test_games_are_envpools_and_ales() -> None:
     }
     assert pattern == of_envpool
     assert set(atari.MINIMAL_ACTIONS) == set(roms.get_all_rom_ids()) - NOT_FOR_ONE_PLAYER
-    assert len(level_names()) == len(set(level_names())) == len(of_envpool) + 3
+    names = level_names()
+    assert len(names) == len(set(names))
+    assert len([name for name in names if name.startswith("atari_")]) == len(of_envpool)
 
 
 ODD_GAMES = ("backgammon", "freeway", "lost_luggage", "ms_pacman", "pong", "skiing", "surround")
@@ -64,6 +66,10 @@ def test_action_tables_are_the_emulators(games: tuple[str, ...]) -> None:
         *("atari_space_invaders", "atari_up_n_down", "atari_qbert", "atari_tic_tac_toe_3d"),
         *("atari_spaceinvaders", "atari_mspacman", "atari_montezuma"),
         *("catch", "cartpole", "memory"),
+        *("doom_benchmark", "doom_battle2", "doom_my_way_home"),
+        *("dmlab30", "explore_goal_locations_small", "contributed/dmlab30/rooms_watermaze"),
+        *("psychlab_visual_search", "tests/empty_room_test", "dmlab:whatever"),
+        *("gym:CartPole-v1", "gym:ALE/Pong-v5", "my_package.module:MyEnv", "catch,memory"),
     ],
 )
 def test_level_can_be_played(level_name: str) -> None:
@@ -80,15 +86,12 @@ def test_level_can_be_played(level_name: str) -> None:
         ("PongNoFrameskip-v4", "did you mean atari_pong"),
         ("space_invaders", "atari_space_invaders"),
         ("cart_pole", "did you mean cartpole?"),
-        ("zzz", "choose cartpole, catch, memory or atari_<game>"),
-        ("", "choose cartpole, catch, memory or atari_<game>"),
-        ("atari_", "or atari_<game>"),
-        ("doom_benchmark", "does not support ViZDoom"),
-        ("doom_battle2", "does not support ViZDoom"),
-        ("dmlab30", "does not support DeepMind Lab"),
-        ("explore_goal_locations_small", "does not support DeepMind Lab"),
-        ("contributed/dmlab30/rooms_watermaze", "does not support DeepMind Lab"),
-        ("psychlab_visual_search", "does not support DeepMind Lab"),
+        ("zzz", "choose cartpole, catch, memory, atari_<game>, doom_<scenario>, dmlab:<level>"),
+        ("", "gym:<id> or your own module:callable"),
+        ("atari_", "atari_<game>"),
+        ("doom_bencmark", "doom_benchmark"),
+        ("catch,atari_brekout", "atari_breakout"),
+        ("dmlab_30", "did you mean dmlab30?"),
     ],
 )
 def test_other_levels_are_refused_in_one_line(level_name: str, says: str) -> None:
@@ -96,7 +99,7 @@ def test_other_levels_are_refused_in_one_line(level_name: str, says: str) -> Non
     with pytest.raises(UsageError) as caught:
         check_level(level_name)
     message = str(caught.value)
-    assert says in message and repr(level_name) in message and "\n" not in message
+    assert says in message and repr(level_name.split(",")[-1]) in message and "\n" not in message
 
 
 def test_specs() -> None:
@@ -110,6 +113,25 @@ def test_specs() -> None:
     assert env_spec(config("atari_skiing", atari_protocol="machado2018")).actions.num_logits == 9
     catch = EnvSpec(ArraySpec((10, 5), "float32"), Discrete(3), 1)
     assert env_spec(config("catch", num_action_repeats=1)) == catch
+
+
+def test_levels_that_are_learnt_together_must_be_alike() -> None:
+    """A list's levels have one spec; where they differ, one line says in what."""
+    both = config("atari_pong,atari_qbert")
+    assert levels_of(both.level_name) == ("atari_pong", "atari_qbert")
+    assert env_spec(both) == env_spec(config("atari_pong"))
+    with pytest.raises(UsageError) as caught:
+        env_spec(config("atari_pong,atari_breakout"))
+    message = str(caught.value)
+    assert "atari_pong and atari_breakout cannot be learnt together: their actions" in message
+    assert "\n" not in message
+
+
+def test_dmlab30_is_thirty_levels() -> None:
+    """In the suite's order, each once."""
+    levels = levels_of("dmlab30")
+    assert len(set(levels)) == 30
+    assert levels[0] == "rooms_collect_good_objects_train"
 
 
 def test_no_frames_to_repeat() -> None:

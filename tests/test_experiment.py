@@ -49,8 +49,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         tape.append(("train", config))
         return 0
 
-    def test(logdir: str, test_num_episodes: int) -> int:
-        tape.append(("test", logdir, test_num_episodes))
+    def test(logdir: str, test_num_episodes: int, dataset_path: str | None) -> int:
+        tape.append(("test", logdir, test_num_episodes, dataset_path))
         return 0
 
     monkeypatch.setattr(experiment, "restart_in_venv", lambda argv: None)
@@ -172,6 +172,40 @@ def test_atari_line_trains(calls: list[tuple[Any, ...]]) -> None:
     assert {name: getattr(config, name) for name in wanted} == wanted
 
 
+@pytest.mark.parametrize(
+    ("line", "level_name", "groups"),
+    [
+        (DOOM, "doom_benchmark", 4),
+        (DMLAB, "rooms_collect_good_objects_train", 4),
+        ("", "explore_goal_locations_small", 4),
+        ("--level_name=dmlab30 --num_actors=150", "dmlab30", 150),
+    ],
+)
+def test_other_families_train_with_the_forks_network(
+    line: str, level_name: str, groups: int, calls: list[tuple[Any, ...]]
+) -> None:
+    """ViZDoom and DMLab take the same defaults; every DMLab environment has its own process."""
+    assert experiment.main(shlex.split(line)) == 0
+    [(what, config)] = calls
+    assert what == "train"
+    assert (config.level_name, config.num_groups) == (level_name, groups)
+    assert (config.net, config.use_lstm, config.batch_size) == ("ancestor", True, 64)
+    assert (config.width, config.height, config.discounting) == (96, 72, 0.99)
+
+
+@pytest.mark.parametrize(("text", "random"), [("0", False), ("1", True)])
+def test_benchmark_mode(text: str, random: bool, calls: list[tuple[Any, ...]]) -> None:
+    """--benchmark_mode=1 acts at random."""
+    assert experiment.main([*shlex.split(DOOM), f"--benchmark_mode={text}"]) == 0
+    assert calls[0][1].benchmark_mode is random
+
+
+def test_test_mode_of_dmlab30(tmp_path: Path, calls: list[tuple[Any, ...]]) -> None:
+    """The ancestor's line for testing hands on where the data set is."""
+    assert experiment.main([*shlex.split(TEST), f"--logdir={tmp_path}"]) == 0
+    assert calls == [("test", str(tmp_path), 10, "[...]")]
+
+
 def test_every_learning_flag_reaches_the_run(calls: list[tuple[Any, ...]]) -> None:
     """What the command line says of environments and learning is what is trained with."""
     given: dict[str, Any] = {
@@ -190,6 +224,10 @@ def test_every_learning_flag_reaches_the_run(calls: list[tuple[Any, ...]]) -> No
         "decay": 0.875,
         "momentum": 0.5,
         "epsilon": 2.0,
+        "dataset_path": "/data/psychlab",
+        "width": 64,
+        "height": 48,
+        "renderer": "hardware",
     }
     assert set(given) == set(experiment.CONFIG_FLAGS)
     line = ["--level_name=atari_pong", *(f"--{name}={value}" for name, value in given.items())]
@@ -202,7 +240,7 @@ def test_test_mode_plays(calls: list[tuple[Any, ...]]) -> None:
     """--mode=test plays episodes from the run's folder."""
     line = "--mode=test --level_name=atari_pong --logdir=runs/1 --test_num_episodes=3"
     assert experiment.main(shlex.split(line)) == 0
-    assert calls == [("test", "runs/1", 3)]
+    assert calls == [("test", "runs/1", 3, None)]
 
 
 def test_test_mode_plays_what_was_learned(
@@ -215,7 +253,7 @@ def test_test_mode_plays_what_was_learned(
     assert experiment.main([*line, "--level_name=atari_qbert"]) == 2
     assert "learned atari_pong, not atari_qbert" in capsys.readouterr().err
     assert experiment.main([*line, "--level_name=atari_pong"]) == 0
-    assert calls == [("test", str(tmp_path), 10)]
+    assert calls == [("test", str(tmp_path), 10, None)]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +270,6 @@ def test_whole_numbers(text: str, value: int) -> None:
     [
         (LEARNER, ["--job_name=learner --task=0", "not supported by this version yet"]),
         (ACTOR, ["--job_name=actor --task=149", "not supported by this version yet"]),
-        (f"{ATARI} --benchmark_mode=1", ["--benchmark_mode=1", "not supported"]),
         (f"{ATARI} --num_actor=4", ["unknown flag --num_actor;", "--num_actors"]),
         (f"{ATARI} --xyzzy=4", ["unknown flag --xyzzy", "--help"]),
         (f"{ATARI} extra", ["unexpected argument 'extra'"]),
@@ -264,10 +301,7 @@ def test_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("line", "say"),
     [
-        (DOOM, ["doom_benchmark", "not support"]),
-        (DMLAB, ["rooms_collect_good_objects_train", "not support"]),
-        ("", ["explore_goal_locations_small", "not support"]),
-        (TEST, ["dmlab30", "not support"]),
+        ("--level_name=doom_bencmark", ["doom_benchmark"]),
         ("--level_name=atari_brekout", ["atari_breakout"]),
         (f"{ATARI} --num_actors=0", ["num_actors=0 must be >= 1"]),
         (f"{ATARI} --discounting=1.5", ["discounting=1.5 must be in [0, 1]"]),

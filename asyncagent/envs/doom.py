@@ -1,0 +1,261 @@
+"""ViZDoom: ten scenarios, the user's own by ``doom:<path to cfg>``, and a game as an ``Env``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asyncagent.envs import doom_cfg
+from asyncagent.envs.base import Env, EnvRecipe, Outcome, import_engine
+from asyncagent.envs.doom_rewards import (
+    NUM_MEASUREMENTS,
+    measurements,
+    selected_weapon,
+    shaping,
+)
+from asyncagent.envs.doom_scenarios import LEVELS, Scenario, buttons_of
+from asyncagent.errors import UsageError
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, MultiDiscrete, Nest
+
+__all__ = [
+    "LEVELS",
+    "PREFIX",
+    "DoomEnv",
+    "check",
+    "make_env",
+    "map_path",
+    "recipe",
+    "shrink",
+    "spec",
+]
+
+PREFIX = "doom:"
+
+_RGB = ArraySpec((72, 128, 3), "uint8")
+_MEASUREMENTS = ArraySpec((NUM_MEASUREMENTS,), "float32")
+
+
+def check(level_name: str) -> None:
+    """UsageError, in one line, unless there is such a scenario or such a cfg; asks no engine."""
+    if level_name.startswith(PREFIX):
+        doom_cfg.check(level_name.removeprefix(PREFIX), level_name)
+    elif level_name not in LEVELS:
+        near = difflib.get_close_matches(level_name, LEVELS, n=3, cutoff=0.6)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"choose {', '.join(LEVELS)}"
+        raise UsageError(f"unknown level_name={level_name!r}: {hint} ({PREFIX}<path> takes a cfg)")
+
+
+def spec(level_name: str, action_repeats: int) -> EnvSpec:
+    """What a policy must know of one of the ten; asks no engine. UsageError on other levels."""
+    if level_name not in LEVELS:
+        raise UsageError(f"the spec of level_name={level_name!r} shows only in a game of it")
+    return _spec(LEVELS[level_name], action_repeats)
+
+
+def _spec(scenario: Scenario, action_repeats: int) -> EnvSpec:
+    sizes = tuple(len(part) for part in scenario.parts)
+    return EnvSpec(
+        {"rgb": _RGB, "measurements": _MEASUREMENTS} if scenario.battle else _RGB,
+        MultiDiscrete(sizes) if len(sizes) > 1 else Discrete(sizes[0]),
+        action_repeats,
+    )
+
+
+def recipe(level_name: str, action_repeats: int) -> EnvRecipe:
+    """How a worker process makes one environment; a cfg's path is looked up from here."""
+    if level_name.startswith(PREFIX):
+        level_name = PREFIX + doom_cfg.absolute(level_name.removeprefix(PREFIX))
+    return EnvRecipe(
+        "asyncagent.envs.doom:make_env",
+        {"level_name": level_name, "action_repeats": action_repeats},
+    )
+
+
+def make_env(*, seed: int, level_name: str, action_repeats: int) -> Env:
+    """A game of the level; ``seed`` in [0, 2**31) determines all its episodes.
+
+    While the game starts (0.1 s), the current folder of the *process* is another one.
+
+    Raises:
+      UsageError: no such level, a package or its map is missing or another one, a faulty cfg.
+      Exception: whatever ViZDoom raised.
+    """
+    check(level_name)
+    vizdoom = import_engine("vizdoom", "doom")
+    game = vizdoom.DoomGame()
+    if level_name.startswith(PREFIX):
+        path = doom_cfg.absolute(level_name.removeprefix(PREFIX))
+        scenario = doom_cfg.load(vizdoom, game, path)
+    else:
+        scenario = LEVELS[level_name]
+        _configure(vizdoom, game, scenario)
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_window_visible(False)
+    game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_seed(seed)
+    _start(game)
+    return DoomEnv(game, scenario, action_repeats)
+
+
+def map_path(scenario: Scenario) -> Path:
+    """The map's file in the package that brings it; UsageError if it is missing or another one."""
+    if scenario.wad.startswith("D"):
+        package = import_engine("envpool_assets", "doom")
+        path = Path(package.__file__).parent / "vizdoom" / "maps" / scenario.wad
+    else:
+        path = Path(import_engine("vizdoom", "doom").scenarios_path) / scenario.wad
+    if not path.is_file():
+        raise UsageError(f"{path} is missing: pip install --force-reinstall 'asyncagent[doom]'")
+    if scenario.md5 is not None:
+        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        if found != scenario.md5:
+            raise UsageError(f"{path} has md5 {found}, but the scenario's map has {scenario.md5}")
+    return path
+
+
+def _configure(vizdoom: Any, game: Any, scenario: Scenario) -> None:
+    game.set_doom_scenario_path(os.fspath(map_path(scenario)))
+    game.set_doom_map("map01")
+    game.set_available_buttons(
+        [vizdoom.Button.__members__[name] for name in buttons_of(scenario.parts)]
+    )
+    game.set_available_game_variables(
+        [vizdoom.GameVariable.__members__[name] for name in scenario.variables]
+    )
+    if scenario.skill is not None:
+        game.set_doom_skill(scenario.skill)
+    game.set_episode_timeout(scenario.timeout)
+    game.set_episode_start_time(scenario.start)
+    game.set_living_reward(scenario.living_reward)
+    game.set_death_penalty(scenario.death_penalty)
+    game.set_render_hud(scenario.hud)
+    game.set_render_crosshair(scenario.crosshair)
+    game.set_render_weapon(scenario.weapon)
+    game.set_render_decals(False)
+    game.set_render_particles(False)
+
+
+_starting = threading.Lock()
+
+
+def _start(game: Any) -> None:
+    """Start the game's process, such that however it ends it leaves nothing behind.
+
+    The process makes a folder where it stands, and shares memory under a name: both are removed as
+    soon as it has them.  Its settings, kept in a file from game to game, start afresh.  Signals to
+    the program (Ctrl-C) are none of its business.
+    """
+    game.set_doom_config_path(os.devnull)
+    with _starting, tempfile.TemporaryDirectory(prefix="vizdoom-") as folder:
+        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            os.chdir(folder)
+            game.init()
+        finally:
+            os.fchdir(here)
+            os.close(here)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for kind in ("SM", "MQCtr", "MQDoom"):
+        Path(f"/dev/shm/ViZDoom{kind}{game.get_instance_id()}").unlink(missing_ok=True)
+
+
+class DoomEnv:
+    """One running game. Where a step ends the episode, the engine shows nothing any more.
+
+    A game that was won or lost on the very tic of its time limit counts as truncated, unless the
+    player is dead: the engine does not tell.
+    """
+
+    def __init__(self, game: Any, scenario: Scenario, action_repeats: int) -> None:
+        """Take over ``game``, a ``vizdoom.DoomGame`` of that scenario, which runs.
+
+        Args:
+          action_repeats: tics per step.
+        """
+        self.spec = _spec(scenario, action_repeats)
+        self._game = game
+        self._scenario = scenario
+        buttons = buttons_of(scenario.parts)
+        self._released = [0.0] * len(buttons)
+        self._parts = [
+            [None if press is None else (buttons.index(press[0]), press[1]) for press in part]
+            for part in scenario.parts
+        ]
+        self._variables: Mapping[str, float] = {}
+        self._weapon_held_steps = 0
+
+    def reset(self) -> Nest:
+        """Begin a new episode; its image, with the measurements in a battle."""
+        self._game.new_episode()
+        state = self._game.get_state()
+        self._variables = self._variables_of(state)
+        self._weapon_held_steps = 0
+        return self._observation(state)
+
+    def step(self, action: Any) -> Outcome:
+        """Hold what ``action`` presses for ``action_repeats`` tics."""
+        game = self._game
+        scored = game.make_action(self._pressed(action), self.spec.action_repeats)
+        reward = score = scored * self._scenario.reward_scale
+        if game.is_episode_finished():
+            truncated = game.is_episode_timeout_reached() and not game.is_player_dead()
+            return Outcome(None, reward, not truncated, truncated)
+        state = game.get_state()
+        before, after = self._variables, self._variables_of(state)
+        self._variables = after
+        if self._scenario.health_bonus and after["HEALTH"] > before["HEALTH"]:
+            reward += self._scenario.health_bonus
+            score = reward
+        if self._scenario.battle:
+            held = self._weapon_held_steps > 0 and selected_weapon(before) == selected_weapon(after)
+            self._weapon_held_steps = self._weapon_held_steps + 1 if held else 1
+            reward += shaping(before, after, self._weapon_held_steps)
+        return Outcome(self._observation(state), reward, False, False, score)
+
+    def close(self) -> None:
+        """End the game and its process."""
+        self._game.close()
+
+    def _pressed(self, action: Any) -> list[float]:
+        values = self._released.copy()
+        for part, choice in zip(self._parts, np.atleast_1d(action).tolist(), strict=True):
+            press = part[choice]
+            if press is not None:
+                values[press[0]] = press[1]
+        return values
+
+    def _variables_of(self, state: Any) -> Mapping[str, float]:
+        if not self._scenario.variables:
+            return {}
+        return dict(zip(self._scenario.variables, state.game_variables.tolist(), strict=True))
+
+    def _observation(self, state: Any) -> Nest:
+        rgb = shrink(state.screen_buffer)
+        if not self._scenario.battle:
+            return rgb
+        return {"rgb": rgb, "measurements": measurements(self._variables)}
+
+
+def shrink(screen: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """uint8 [120, 160, 3] to [72, 128, 3], by nearest neighbours as the ancestor's.
+
+    Of every five columns the first four stay, of every five rows the first, second and fourth:
+    what OpenCV's INTER_NEAREST takes.
+    """
+    blocks = screen.reshape(24, 5, 32, 15)[:, :, :, :12]
+    small = np.empty((24, 3, 32, 12), np.uint8)
+    for row, of_five in enumerate((0, 1, 3)):
+        small[:, row] = blocks[:, of_five]
+    return small.reshape(_RGB.shape)
