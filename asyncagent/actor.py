@@ -30,7 +30,7 @@ async def act(
 
     Args:
       initial_state: core state before the first row, nest of float32 [E, ...].
-      on_row: called with every row after the first.
+      on_row: called with every row.
 
     Ends by cancellation, or by EndOfUnrolls once nobody takes unrolls any more.
     """
@@ -41,6 +41,7 @@ async def act(
     one = group.spec.actions.array
     last_action: ActionArray = np.zeros((group.num_envs, *one.shape), one.dtype)
     row = await group.reset()
+    on_row(row)
     while True:
         unroll = buffers.take()
         optree.tree_map_(np.copyto, unroll.core_state, core_state)
