@@ -23,8 +23,7 @@ from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_checkpoint
 from asyncagent.config import Config
-from asyncagent.envs import env_spec, levels_of, make_group
-from asyncagent.envs import dmlab30
+from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import CheckpointError, EndOfUnrolls, Stalled, UsageError
 from asyncagent.learner import Learner
