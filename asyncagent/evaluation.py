@@ -32,6 +32,7 @@ from asyncagent.scores import (
     dmlab30_score,
 )
 from asyncagent.structs import EnvSpec, Episode
+from asyncagent.tasks import first_of
 from asyncagent.video import Recorder
 
 SEED_OFFSET = 1_000_003
@@ -204,7 +205,7 @@ def evaluate(
         try:
             played = runner.run(_play(config, policy, jobs, seed, on_episode))
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None
+            raise first_of(failures) from None
     results = _results(jobs, played, spec)
     return Evaluation(frames, seed, greedy, config.benchmark_mode, results)
 
@@ -307,9 +308,3 @@ def _results(jobs: list[Job], played: list[Played], spec: EnvSpec) -> tuple[Leve
             )
         )
     return tuple(results)
-
-
-def _first(failures: BaseException) -> BaseException:
-    while isinstance(failures, BaseExceptionGroup):
-        failures = failures.exceptions[0]
-    return failures

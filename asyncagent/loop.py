@@ -12,7 +12,7 @@ import contextlib
 import faulthandler
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
 from asyncagent.structs import EnvStep, Episode, Unroll
+from asyncagent.tasks import cancel, first_of, named, noted
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
 
@@ -87,7 +88,7 @@ def train(config: Config) -> TrainResult:
             return runner.run(_train(config))
         except* UsageError as group:
             # Some things only an engine can find wrong, when its group begins.
-            raise _first(group) from None
+            raise first_of(group) from None
 
 
 async def _train(config: Config) -> TrainResult:
@@ -122,7 +123,7 @@ class _Run:
         self.learner_thread = NamedThread("learner")
         self.files_thread = NamedThread("files")
         self.batcher = DynamicBatcher(
-            _noted("inference", policy.infer), maximum_batch_size=max(1024, config.group_size)
+            noted("inference", policy.infer), maximum_batch_size=max(1024, config.group_size)
         )
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
@@ -199,22 +200,22 @@ class _Run:
         async with asyncio.TaskGroup() as tasks:
             actors = [
                 tasks.create_task(
-                    _named(
+                    named(
                         _actor_name(index), self._act(_actor_name(index), self._level(index), group)
                     )
                 )
                 for index, group in enumerate(self.groups)
             ]
-            learner = tasks.create_task(_named("learner", self._learn()))
-            reporter = tasks.create_task(_named("reporter", self._report_forever()))
-            saver = tasks.create_task(_named("checkpointer", self._save_forever()))
-            watchdog = tasks.create_task(_named("watchdog", self._watch_forever()))
+            learner = tasks.create_task(named("learner", self._learn()))
+            reporter = tasks.create_task(named("reporter", self._report_forever()))
+            saver = tasks.create_task(named("checkpointer", self._save_forever()))
+            watchdog = tasks.create_task(named("watchdog", self._watch_forever()))
             await self.stop.wait()
-            await _cancel(*actors, saver, watchdog)
+            await cancel(*actors, saver, watchdog)
             self.batcher.close()
             self.queue.close()
             await asyncio.wait({learner}, timeout=DRAIN_S)
-            await _cancel(learner, reporter)
+            await cancel(learner, reporter)
             async with asyncio.timeout(GRACE_S):
                 await self._save()
                 await self._report(summary=True)
@@ -371,45 +372,6 @@ def _level_of_group(config: Config, index: int) -> str:
 
 def _actor_name(index: int) -> str:
     return f"actor-{index}"
-
-
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    """Cancel and wait; a task that failed before has its say in the TaskGroup."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
-async def _named(name: str, work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception as error:
-        _note(name, error)
-        raise
-
-
-def _noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except Exception as error:
-            _note(name, error)
-            raise
-
-    return call
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _note(name: str, error: Exception) -> None:
-    """Say where it began: an exception of the inference comes out of every actor, too."""
-    if not any(note.startswith("in task") for note in getattr(error, "__notes__", ())):
-        error.add_note(f"in task {name!r}")
 
 
 def _resume(

@@ -15,6 +15,7 @@ ORDER = (
     "structs",
     "scores",
     "threads",
+    "tasks",
     "signals",
     "metrics",
     "envs",
