@@ -167,6 +167,12 @@ class Config:
             self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
         for name in ("discounting", "decay", "vtrace_lambda"):
             self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        in_workers = family_of(self.level_name) not in ("atari", "small")
+        if in_workers and self.env_timeout_s >= self.stall_timeout_s:
+            raise ConfigError(
+                f"stall_timeout_s={self.stall_timeout_s:g} must be > env_timeout_s="
+                f"{self.env_timeout_s:g}: a hung environment is replaced, not the end of the run"
+            )
         if self.optimizer == "adam":
             self._check("decay", self.decay < 1, "< 1 with optimizer=adam")
         self._check("momentum", 0 <= self.momentum < 1, "in [0, 1)")

@@ -148,7 +148,8 @@ class EnvStep(NamedTuple):
     """One row of every environment of a group."""
 
     observation: Nest
-    """[E, ...] in the engine's layout; the group does not write to it again."""
+    """[E, ...] in the engine's layout; stays as it is until the step after the next is asked for:
+    who keeps it longer copies it."""
     reward: FloatArray
     """float32 [E], unclipped, of the step that led to this observation; 0 where ``first``."""
     terminated: BoolArray

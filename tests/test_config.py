@@ -154,3 +154,10 @@ def test_default_logdir_is_one_folder_of_harmless_characters() -> None:
     """A level name may be a path or an id with slashes; its folder is under logdir all the same."""
     logdir = preset_values("doom:../my scenarios/a.cfg", "paper", 2)["logdir"]
     assert logdir == "logdir/doom_.._my_scenarios_a.cfg"
+
+
+def test_a_hung_environment_is_replaced_before_the_run_counts_as_stalled() -> None:
+    """Where environments live in worker processes, their timeout is the shorter one."""
+    with pytest.raises(ConfigError, match="stall_timeout_s=60 must be > env_timeout_s=120"):
+        resolve("doom_basic", stall_timeout_s=60.0)
+    assert resolve("atari_pong", stall_timeout_s=60.0).stall_timeout_s == 60.0

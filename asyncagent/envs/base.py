@@ -14,12 +14,12 @@ from asyncagent.structs import (
     ActionArray,
     ActionSpace,
     BoolArray,
+    Box,
     Discrete,
     EnvSpec,
     EnvStep,
     Episode,
     FloatArray,
-    MultiDiscrete,
     Nest,
 )
 
@@ -175,13 +175,11 @@ def check_action(action: ActionArray, num_envs: int, space: ActionSpace) -> None
     kind = "f" if one.dtype == "float32" else "i"
     if action.shape != shape or action.dtype.kind != kind:
         raise ValueError(f"action must be {one.dtype} {shape}, not {action.dtype} {action.shape}")
-    if isinstance(space, Discrete):
-        bound: Any = space.num_actions
-    elif isinstance(space, MultiDiscrete):
-        bound = np.array(space.sizes)
+    if isinstance(space, Box):
+        good = np.isfinite(action).all()
     else:
-        if not np.isfinite(action).all():
-            raise ValueError(f"action must be finite, not {action}")
-        return
-    if (action < 0).any() or (action >= bound).any():
-        raise ValueError(f"action must be in [0, {bound}), got {action}")
+        sizes = space.num_actions if isinstance(space, Discrete) else space.sizes
+        # As unsigned numbers, those below 0 are beyond every bound.
+        good = (action.astype(np.uint64, copy=False) < np.array(sizes, np.uint64)).all()
+    if not good:
+        raise ValueError(f"action must be one of {space} per environment, not {action}")

@@ -42,6 +42,7 @@ __all__ = [
 PREFIX = "doom:"
 
 _RGB = ArraySpec((72, 128, 3), "uint8")
+_ROWS = np.flatnonzero(np.isin(np.arange(120) % 5, (0, 1, 3)))
 _MEASUREMENTS = ArraySpec((NUM_MEASUREMENTS,), "float32")
 
 
@@ -193,48 +194,51 @@ class DoomEnv:
             [None if press is None else (buttons.index(press[0]), press[1]) for press in part]
             for part in scenario.parts
         ]
-        self._variables: Mapping[str, float] = {}
+        self.variables: Mapping[str, float] = {}
+        """The engine's variables that the scenario offers; at an episode's end those before."""
         self._weapon_held_steps = 0
 
     def reset(self) -> Nest:
         """Begin a new episode; its image, with the measurements in a battle."""
         self._game.new_episode()
         state = self._game.get_state()
-        self._variables = self._variables_of(state)
+        self.variables = self._variables_of(state)
         self._weapon_held_steps = 0
         return self._observation(state)
 
     def step(self, action: Any) -> Outcome:
         """Hold what ``action`` presses for ``action_repeats`` tics."""
         game = self._game
-        scored = game.make_action(self._pressed(action), self.spec.action_repeats)
-        reward = score = scored * self._scenario.reward_scale
+        reward = game.make_action(self.pressed(action), self.spec.action_repeats)
+        reward *= self._scenario.reward_scale
         if game.is_episode_finished():
             truncated = game.is_episode_timeout_reached() and not game.is_player_dead()
             return Outcome(None, reward, not truncated, truncated)
         state = game.get_state()
-        before, after = self._variables, self._variables_of(state)
-        self._variables = after
+        before, after = self.variables, self._variables_of(state)
+        self.variables = after
         if self._scenario.health_bonus and after["HEALTH"] > before["HEALTH"]:
             reward += self._scenario.health_bonus
-            score = reward
-        if self._scenario.battle:
-            held = self._weapon_held_steps > 0 and selected_weapon(before) == selected_weapon(after)
-            self._weapon_held_steps = self._weapon_held_steps + 1 if held else 1
-            reward += shaping(before, after, self._weapon_held_steps)
-        return Outcome(self._observation(state), reward, False, False, score)
+        shaped = self._shaping(before, after) if self._scenario.battle else 0.0
+        return Outcome(self._observation(state), reward + shaped, False, False, score=reward)
 
     def close(self) -> None:
         """End the game and its process."""
         self._game.close()
 
-    def _pressed(self, action: Any) -> list[float]:
+    def pressed(self, action: Any) -> list[float]:
+        """The value of every button, in the game's order, while ``action`` is held."""
         values = self._released.copy()
         for part, choice in zip(self._parts, np.atleast_1d(action).tolist(), strict=True):
             press = part[choice]
             if press is not None:
                 values[press[0]] = press[1]
         return values
+
+    def _shaping(self, before: Mapping[str, float], after: Mapping[str, float]) -> float:
+        held = self._weapon_held_steps > 0 and selected_weapon(before) == selected_weapon(after)
+        self._weapon_held_steps = self._weapon_held_steps + 1 if held else 1
+        return shaping(before, after, self._weapon_held_steps)
 
     def _variables_of(self, state: Any) -> Mapping[str, float]:
         if not self._scenario.variables:
@@ -245,17 +249,13 @@ class DoomEnv:
         rgb = shrink(state.screen_buffer)
         if not self._scenario.battle:
             return rgb
-        return {"rgb": rgb, "measurements": measurements(self._variables)}
+        return {"rgb": rgb, "measurements": measurements(self.variables)}
 
 
 def shrink(screen: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """uint8 [120, 160, 3] to [72, 128, 3], by nearest neighbours as the ancestor's.
 
-    Of every five columns the first four stay, of every five rows the first, second and fourth:
+    Of every five rows the first, second and fourth stay, of every five columns the first four:
     what OpenCV's INTER_NEAREST takes.
     """
-    blocks = screen.reshape(24, 5, 32, 15)[:, :, :, :12]
-    small = np.empty((24, 3, 32, 12), np.uint8)
-    for row, of_five in enumerate((0, 1, 3)):
-        small[:, row] = blocks[:, of_five]
-    return small.reshape(_RGB.shape)
+    return screen[_ROWS].reshape(72, 32, 5 * 3)[:, :, : 4 * 3].reshape(_RGB.shape)

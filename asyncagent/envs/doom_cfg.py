@@ -2,7 +2,8 @@
 
 An action holds one of the cfg's buttons, or none.  A button that takes a number
 (``..._DELTA``) gives two actions, one per direction, as fast as its key would be.
-Resolution, format and mode are ours; everything else is as the cfg says.
+Resolution, format and mode are ours, nothing but the screen is asked for, and everything else is
+as the cfg says.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from asyncagent.errors import UsageError
 
 _DELTAS = {"TURN": 3.5, "LOOK": 3.5, "MOVE": 25.0}
 """What a ``..._DELTA`` button is set to: degrees per tic, or the engine's unit of a step."""
+
+_UNSEEN = (
+    *("depth_buffer", "labels_buffer", "automap_buffer", "audio_buffer", "notifications_buffer"),
+    *("objects_info", "sectors_info", "sound"),
+)
 
 _COMPLAINT = re.compile(r'config from: "[^"]*"\. (.*?)\.? Lines? ignored')
 
@@ -56,6 +62,8 @@ def load(vizdoom: Any, game: Any, path: str) -> Scenario:
     if not buttons:
         raise UsageError(f"{path} lists no available_buttons")
     _find_map(vizdoom, game, path)
+    for what in _UNSEEN:
+        getattr(game, f"set_{what}_enabled")(False)
     actions = (None, *(press for button in buttons for press in _presses(button)))
     return Scenario(wad="", parts=(actions,), variables=(), skill=None, timeout=0)
 

@@ -15,7 +15,15 @@ import sys
 from collections.abc import Callable
 from mmap import mmap
 
-from asyncagent.envs.shared import Doing, Hello, Mark, marks_in, memory_size, write_message
+from asyncagent.envs.shared import (
+    MAX_REASON,
+    Doing,
+    Hello,
+    Mark,
+    marks_in,
+    memory_size,
+    write_message,
+)
 
 MAX_OUTPUT = 8192
 """Bytes of a worker's last output that are kept."""
@@ -57,12 +65,13 @@ class WorkerProcess:
         Args:
           name: shown by ``ps``.
           hello: what it finds in the memory.
-          timeout_s: longest time without a sign of life while an answer is awaited.
+          timeout_s: longest time in one call of one environment, while an answer is awaited.
           on_started: called once, with the first answer or the end.
 
         Raises OSError if the system will not have it.
         """
         self._loop = asyncio.get_running_loop()
+        self._num_envs = len(hello.seeds)
         self._tick_s = timeout_s / _TICKS
         self._timeout_s = timeout_s
         self._on_started: Callable[[], None] | None = on_started
@@ -193,8 +202,8 @@ class WorkerProcess:
         # Before it is reaped: until then nobody else can get the number of its group.
         self._kill_group()
         status = self._popen.wait()
-        self._die(f"worker process {_how(status)}{self._where()}")
         self._on_output()
+        self._die(f"worker process {_how(status)}{self._where()}{self._last_line(status)}")
         self._watch.cancel()
         for descriptor in (self._answers, self._output_fd, self._pidfd):
             self._loop.remove_reader(descriptor)
@@ -223,7 +232,8 @@ class WorkerProcess:
 
     def _die(self, reason: str) -> None:
         if self._death is None:
-            self._death = reason, self._env_at_work()
+            at_work = self._at_work()
+            self._death = reason, None if at_work is None else at_work[0]
             self._awaited = False
             self._wake()
 
@@ -234,16 +244,23 @@ class WorkerProcess:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _env_at_work(self) -> int | None:
-        if self._marks[Mark.DOING] == Doing.NOTHING:
+    def _at_work(self) -> tuple[int, str] | None:
+        """Which environment was at what when the worker last said so; None if none was."""
+        doing, env_index = int(self._marks[Mark.DOING]), int(self._marks[Mark.ENV])
+        # A dying process may have written anything there.
+        if doing not in _DOING or env_index >= self._num_envs:
             return None
-        return int(self._marks[Mark.ENV])
+        return env_index, _DOING[doing]
 
     def _where(self) -> str:
-        env_index = self._env_at_work()
-        if env_index is None:
-            return ""
-        return f" while environment {env_index} was {_DOING[int(self._marks[Mark.DOING])]}"
+        at_work = self._at_work()
+        return "" if at_work is None else f" while environment {at_work[0]} was {at_work[1]}"
+
+    def _last_line(self, status: int) -> str:
+        """Of a Python program that ended by an exception this is the exception."""
+        lines = self._output.decode(errors="replace").split("\n")
+        line = next(filter(None, map(str.strip, reversed(lines))), "")
+        return f": {line[:MAX_REASON]}" if status > 0 and line else ""
 
     def _kill_group(self) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):

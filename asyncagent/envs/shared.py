@@ -48,6 +48,9 @@ MESSAGE = b"+"
 ONLY_LOST = 128
 """Added to the slot in a request: try again what is lost in the row there."""
 
+MAX_REASON = 200
+"""Characters of what a loss says."""
+
 _ALIGNMENT = 64
 _MESSAGE_AT = 64
 _ARRAYS_AT = 65536

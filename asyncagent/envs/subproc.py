@@ -7,16 +7,17 @@ the step after the next one is asked for (see ``shared.NUM_SLOTS``).
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 
+from asyncagent.config import cores
 from asyncagent.envs.base import EnvRecipe, check_action
 from asyncagent.envs.process import WorkerDied, WorkerProcess
 from asyncagent.envs.shared import (
+    EVENTS,
     MESSAGE,
     NUM_SLOTS,
     ONLY_LOST,
@@ -30,11 +31,12 @@ from asyncagent.envs.shared import (
 )
 from asyncagent.errors import ActorLost, UsageError
 from asyncagent.structs import ActionArray, EnvSpec, EnvStep, Episode, Loss, map_nest
+from asyncagent.threads import NamedThread
 
 GOOD_STEPS = 1000
 """Steps after which an environment's earlier failures are forgotten, as after an episode's end."""
 
-MAX_STARTING = min(8, 2 * (os.cpu_count() or 1))
+MAX_STARTING = min(8, 2 * cores())
 """Workers of one event loop that start at the same time: many games started at once can hang."""
 
 # The groups of a loop keep their semaphore alive; with them its reference to the loop goes.
@@ -78,8 +80,7 @@ class WorkerGroup:
           level_name: goes into the group's ``Episode`` and ``Loss`` records.
           seeds: one per environment; replacements get others, which follow from them.
           name: of the worker, e.g. ``env-0``.
-          timeout_s: a worker is replaced if making or resetting an environment, or a row's steps
-            together, take longer.
+          timeout_s: the worker is replaced if one call of one environment takes longer.
           max_failures: give up once an environment, or the worker with none of its environments at
             work, failed so often without ending an episode or 1,000 steps in between; >= 1.
           pause_s: ``pause_s(failures in a row)``, seconds to wait before a replacement is made.
@@ -103,6 +104,7 @@ class WorkerGroup:
         self._alive = False
         self._fresh = False
         self._preparing: asyncio.Task[None] | None = None
+        self._not_started: OSError | None = None
         self._turns: asyncio.Semaphore | None = None
         self._pause_due_s = 0.0
         self._slot = 0
@@ -163,9 +165,10 @@ class WorkerGroup:
             # Not cancelled with us: the next step goes on waiting for it.
             await asyncio.wait({self._preparing})
             self._check_usable()
-            preparing, self._preparing = self._preparing, None
-            if (error := preparing.exception()) is not None:
-                return self._lose_all(WorkerDied(f"worker process did not start: {error}", None))
+            self._preparing = None
+            if not self._alive:
+                why = f"worker process did not start: {self._not_started}"
+                return self._lose_all(WorkerDied(why, None))
         assert self._process is not None and self._arrays is not None
         if self._fresh:
             self._fresh = False
@@ -180,7 +183,7 @@ class WorkerGroup:
         return await self._take_row()
 
     async def _prepare(self) -> None:
-        """Pause where that is due; start a worker where there is none. OSError if none starts."""
+        """Pause where that is due; start a worker where there is none."""
         await asyncio.sleep(self._pause_due_s)
         self._pause_due_s = 0.0
         if self._alive:
@@ -193,9 +196,10 @@ class WorkerGroup:
         try:
             hello = Hello(self._recipe, tuple(self._seeds), self.spec)
             self._process = WorkerProcess(self.name, hello, self._timeout_s, turns.release)
-        except BaseException:
+        except OSError as error:
             turns.release()
-            raise
+            self._not_started = error
+            return
         self._arrays = arrays_in(self._process.memory, self.spec, self.num_envs)
         self._alive = self._fresh = True
 
@@ -209,8 +213,11 @@ class WorkerGroup:
             self._asked = False
             if answer == ROW:
                 return self._read_row(has_events=False)
-            failed = self._failed(process) if answer == MESSAGE else ()
-            return self._read_row(has_events=True, failed=failed)
+            if answer == EVENTS:
+                return self._read_row(has_events=True)
+            if answer == MESSAGE:
+                return self._read_row(has_events=True, failed=self._failed(process))
+            raise WorkerDied(f"worker process talks nonsense: {answer!r}", None)
         except WorkerDied as death:
             self._asked = False
             self._check_usable()
@@ -297,7 +304,7 @@ class WorkerGroup:
                 f"at last with seed {loss.seed}: {loss.reason}\n"
                 f"last output of the worker:\n{output or '(none)'}"
             )
-        )
+        ) from None
 
     def _fail(self, error: Exception) -> Exception:
         self._failure = error
@@ -346,8 +353,19 @@ def probe_spec(recipe: EnvRecipe, *, timeout_s: float) -> EnvSpec:
       UsageError: the recipe makes no environment, by its own account.
       ActorLost: the worker died or took longer than ``timeout_s``; shows its last output.
     """
-    with ThreadPoolExecutor(1, "probe") as executor:
-        return executor.submit(asyncio.run, _probe(recipe, timeout_s)).result()
+    answer: Future[EnvSpec] = Future()
+
+    def probe() -> None:
+        try:
+            answer.set_result(asyncio.run(_probe(recipe, timeout_s)))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    # A loop of its own, on a thread of its own: ours may be running; and Ctrl-C leaves both behind.
+    thread = NamedThread("probe")
+    thread.submit(probe)
+    thread.close()
+    return answer.result()
 
 
 async def _probe(recipe: EnvRecipe, timeout_s: float) -> EnvSpec:

@@ -24,6 +24,7 @@ from asyncagent.envs.base import Env, EnvRecipe
 from asyncagent.envs.shared import (
     EVENTS,
     MAX_MESSAGE,
+    MAX_REASON,
     MESSAGE,
     ONLY_LOST,
     ROW,
@@ -50,7 +51,6 @@ GUARD = "read _; sleep 3; kill -KILL 0"
 the worker has three seconds to close its environments, then everything in its process group goes,
 engines' own processes included, whatever call they are in."""
 
-_MAX_REASON = 200
 _ARRAYS = (np.ndarray, np.generic)
 
 
@@ -147,10 +147,11 @@ class Hosted:
             observation, reward, terminated, truncated, score = env.step(action)
         except UsageError as error:
             raise RuntimeError(str(error)) from error
-        if not isfinite(reward):
-            raise ValueError(f"reward must be finite, not {reward}")
+        score = reward if score is None else score
+        if not (isfinite(reward) and isfinite(score)):
+            raise ValueError(f"reward and score must be finite, not {reward} and {score}")
         slot.reward[i] = reward
-        self._return[i] += reward if score is None else score
+        self._return[i] += score
         self._steps[i] += 1
         if observation is not None:
             slot.writers[i].write(observation)
@@ -341,7 +342,7 @@ def _serve(requests: int, answers: int, memory: mmap) -> None:
 
 def _told(losses: Losses) -> Losses:
     """With reasons of one line, which leave room for all."""
-    width = min(_MAX_REASON, MAX_MESSAGE // (8 * len(losses)))
+    width = min(MAX_REASON, MAX_MESSAGE // (8 * len(losses)))
     return [(i, " ".join(reason.split())[:width]) for i, reason in losses]
 
 
