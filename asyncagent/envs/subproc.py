@@ -99,6 +99,9 @@ class WorkerGroup:
         self._pause_s = pause_s
         self._close_timeout_s = close_timeout_s
         self._failures = Failures(self.num_envs, max_failures)
+        nowhere = np.zeros(self.num_envs, np.bool_)
+        nowhere.flags.writeable = False
+        self._no_flags = (nowhere,) * 4  # most rows' terminated, truncated, first and lost
         self._process: WorkerProcess | None = None
         self._arrays: SharedArrays | None = None
         self._alive = False
@@ -248,8 +251,7 @@ class WorkerGroup:
         row = self._arrays.rows[self._slot]
         self._failures.rows += 1
         if not has_events:
-            terminated, truncated, first, lost = np.zeros((4, self.num_envs), np.bool_)
-            return EnvStep(row.observation, row.reward.copy(), terminated, truncated, first, lost)
+            return EnvStep(row.observation, row.reward.copy(), *self._no_flags)
         terminated, truncated, first, lost = row.flags.copy()
         episodes = tuple(
             Episode(
