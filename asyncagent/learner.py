@@ -104,6 +104,8 @@ class Learner:
         updates = self._updates_since or math.nan
         rows = self._rows or math.nan
         statistics = LearnerStatistics(
+            frames=self.frames,
+            updates=self.updates,
             num_updates=self._updates_since,
             total_loss=total / updates,
             policy_gradient_loss=pg / updates,

@@ -334,8 +334,6 @@ class _Run:
         self._figures = figures
         batches = self.batcher.statistics()
         report = self.counters.report(
-            self.learner.frames,
-            self.learner.updates,
             figures,
             batches.since(self._batcher_before).mean_batch_size,
             len(self.queue),

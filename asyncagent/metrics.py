@@ -100,7 +100,12 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
 class LearnerStatistics(NamedTuple):
     """Means per update since the last call of ``take_statistics``; nan before the first update."""
 
+    frames: int
+    """Frames learned from until now."""
+    updates: int
+    """Updates until now."""
     num_updates: int
+    """Updates since the last call."""
     total_loss: float
     policy_gradient_loss: float
     baseline_loss: float
@@ -187,10 +192,10 @@ class Counters:
         return episodes
 
     def report(
-        self, frames: int, updates: int, figures: LearnerStatistics, inference_batch_mean: float,
-        queue_columns: int,
-    ) -> Report:  # fmt: skip
-        """The report since the last one; ``frames`` and ``updates`` are the learner's totals."""
+        self, figures: LearnerStatistics, inference_batch_mean: float, queue_columns: int
+    ) -> Report:
+        """The report since the last one."""
+        frames, updates = figures.frames, figures.updates
         now_s = self.time_s
         last_s, last_frames, last_acted, last_updates = self._last
         self._last = (now_s, frames, self._acted_frames, updates)

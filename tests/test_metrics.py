@@ -20,9 +20,9 @@ from asyncagent.metrics import (
 from asyncagent.structs import EnvStep, Episode, Loss
 
 
-def figures(total_loss: float = 1.0) -> LearnerStatistics:
+def figures(frames: int = 0, updates: int = 0, total_loss: float = 1.0) -> LearnerStatistics:
     return LearnerStatistics(
-        1, total_loss, 2.0, 3.0, 4.0, 5.0, 0.6, 7.0, 8, 0.9, 1e-4, np.array([1, 2])
+        frames, updates, 1, total_loss, 2.0, 3.0, 4.0, 5.0, 0.6, 7.0, 8, 0.9, 1e-4, np.array([1, 2])
     )
 
 
@@ -38,7 +38,7 @@ def report(frames: int = 4000, mean: float = 1.5) -> Report:
     counters = Counters(4, 0, 0, 0.0)
     if not math.isnan(mean):
         counters.on_row(row(2, (Episode("x", mean, 10, 0),)))
-    return counters.report(frames, 10, figures(), 16.0, 8)
+    return counters.report(figures(frames, 10), 16.0, 8)
 
 
 def test_rates_are_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,13 +49,13 @@ def test_rates_are_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> Non
     for _ in range(5):
         counters.on_row(row(16))
     now_s = 110.0
-    first = counters.report(3000, 30, figures(), 16.0, 8)
+    first = counters.report(figures(3000, 30), 16.0, 8)
     assert first.time_s == pytest.approx(60.0)
     assert first.frames_per_s == pytest.approx(200.0)
     assert first.acted_frames_per_s == pytest.approx(5 * 16 * 4 / 10)
     assert first.updates_per_s == pytest.approx(2.0)
     now_s = 111.0
-    second = counters.report(3100, 30, figures(), 16.0, 8)
+    second = counters.report(figures(3100, 30), 16.0, 8)
     assert second.frames_per_s == pytest.approx(100.0)
     assert second.acted_frames_per_s == 0
     assert second.updates_per_s == 0
@@ -66,7 +66,7 @@ def test_episode_means_are_over_the_last_hundred() -> None:
     counters = Counters(4, 0, 0, 0.0)
     for value in range(150):
         counters.on_row(row(1, (Episode("x", float(value), value, 0),)))
-    made = counters.report(0, 0, figures(), 1.0, 0)
+    made = counters.report(figures(0, 0), 1.0, 0)
     assert made.episodes == 150
     assert made.episode_return_mean == pytest.approx(np.mean(range(50, 150)))
     assert made.episode_frames_mean == pytest.approx(4 * np.mean(range(50, 150)))
@@ -133,6 +133,6 @@ def test_lost_environments_are_counted_and_act_no_frames(
     counters = Counters(4, 0, 0, 0.0)
     counters.on_row(row(16, num_lost=2))
     now_s = 10.0
-    made = counters.report(0, 0, figures(), 1.0, 0)
+    made = counters.report(figures(0, 0), 1.0, 0)
     assert made.env_losses == 2
     assert made.acted_frames_per_s == pytest.approx(14 * 4 / 10)

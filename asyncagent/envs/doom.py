@@ -186,7 +186,8 @@ class DoomEnv:
           action_repeats: tics per step.
         """
         self.spec = _spec(scenario, action_repeats)
-        self._game = game
+        self.game = game
+        """The ``vizdoom.DoomGame``."""
         self._scenario = scenario
         buttons = buttons_of(scenario.parts)
         self._released = [0.0] * len(buttons)
@@ -200,15 +201,15 @@ class DoomEnv:
 
     def reset(self) -> Nest:
         """Begin a new episode; its image, with the measurements in a battle."""
-        self._game.new_episode()
-        state = self._game.get_state()
+        self.game.new_episode()
+        state = self.game.get_state()
         self.variables = self._variables_of(state)
         self._weapon_held_steps = 0
         return self._observation(state)
 
     def step(self, action: Any) -> Outcome:
         """Hold what ``action`` presses for ``action_repeats`` tics."""
-        game = self._game
+        game = self.game
         reward = game.make_action(self.pressed(action), self.spec.action_repeats)
         reward *= self._scenario.reward_scale
         if game.is_episode_finished():
@@ -224,7 +225,7 @@ class DoomEnv:
 
     def close(self) -> None:
         """End the game and its process."""
-        self._game.close()
+        self.game.close()
 
     def pressed(self, action: Any) -> list[float]:
         """The value of every button, in the game's order, while ``action`` is held."""
