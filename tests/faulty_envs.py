@@ -226,7 +226,7 @@ def tell(seed: int) -> Any:
         "torch": "torch" in sys.modules,
         "pickled": "multiprocessing" in sys.modules,
         "cwd": os.getcwd(),
-        "session": os.getsid(0) == os.getpid(),
+        "group": os.getpgid(0) == os.getpid(),
         "descriptors": len(os.listdir("/proc/self/fd")),
         **{name: os.environ[name] for name in variables},
     }

@@ -99,9 +99,8 @@ class WorkerGroup:
         self._pause_s = pause_s
         self._close_timeout_s = close_timeout_s
         self._failures = Failures(self.num_envs, max_failures)
-        nowhere = np.zeros(self.num_envs, np.bool_)
-        nowhere.flags.writeable = False
-        self._no_flags = (nowhere,) * 4  # most rows' terminated, truncated, first and lost
+        # Most rows' terminated, truncated, first and lost; nobody writes to a row.
+        self._no_flags = (np.zeros(self.num_envs, np.bool_),) * 4
         self._process: WorkerProcess | None = None
         self._arrays: SharedArrays | None = None
         self._alive = False
