@@ -294,6 +294,8 @@ _SMALL: dict[str, Any] = {
     "micro_batch_rows": 0,
 }
 
+_GYM: dict[str, Any] = _SMALL | {"total_environment_frames": 2_000_000, "entropy_cost": 0.003}
+
 
 def family_of(level_name: str) -> str:
     """Whose preset a level takes, judged by its name alone: atari, doom, dmlab, gym or small."""
@@ -323,7 +325,7 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
     groups = max(4, num_cores)
     size = 16
     if family in ("small", "gym"):
-        values |= _SMALL
+        values |= _SMALL if family == "small" else _GYM
         groups = 2
     elif family == "dmlab":
         # Levels take milliseconds or half a minute to reset: each environment for itself.
