@@ -984,7 +984,7 @@ def test_recipe_without_an_environment(
 
 
 def test_worker_is_small_and_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker loads no torch, has a process group of its own, and no more threads than asked for."""
+    """A worker loads no torch, has its own process group, and no more threads than asked for."""
     monkeypatch.setenv("LP_NUM_THREADS", "3")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.chdir(tmp_path)
