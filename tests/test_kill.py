@@ -54,10 +54,13 @@ def reports(logdir: Path) -> list[dict[str, Any]]:
 
 
 def read_until(process: subprocess.Popen[str], seen: Any) -> None:
-    """Read the program's reports until ``seen()``; it prints several a second."""
+    """Read the program's reports until ``seen()``; it prints several a second.
+
+    What it prints before the first is of no account: it has not looked at the folder then.
+    """
     assert process.stdout is not None
-    for _ in process.stdout:
-        if seen():
+    for line in process.stdout:
+        if "frames/s" in line and seen():
             return
     raise AssertionError("the program ended by itself")
 
