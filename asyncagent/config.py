@@ -294,7 +294,12 @@ _SMALL: dict[str, Any] = {
     "micro_batch_rows": 0,
 }
 
-_GYM: dict[str, Any] = _SMALL | {"total_environment_frames": 2_000_000, "entropy_cost": 0.003}
+_GYM: dict[str, Any] = _SMALL | {
+    "total_environment_frames": 2_000_000,
+    "batch_size": 8,
+    "vtrace_lambda": 0.95,
+    "entropy_cost": 0.003,
+}
 
 
 def family_of(level_name: str) -> str:

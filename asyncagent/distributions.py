@@ -5,6 +5,7 @@
   log-probability and the entropy are sums over the choices.
 - ``Box``: a Gaussian for each dimension, likewise independent.  Nothing squashes it: environments
   clip what lies beyond their bounds, and the log-probability is that of the unclipped sample.
+  Where dimensions are bounded, no gradient drives a mean that is beyond its bounds further out.
 
 Logits of 0 stand for acting at random: equal chances, or Gaussians of mean 0 and deviation 1.
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +41,7 @@ def log_prob(space: ActionSpace, logits: Tensor, action: Tensor) -> Tensor:
     if isinstance(space, MultiDiscrete):
         parts = zip(_parts(space, logits), action.unbind(-1), strict=True)
         return torch.stack([log_prob(one, part, choice) for (one, part), choice in parts]).sum(0)
-    mean, log_std = _gaussian(logits)
+    mean, log_std = _gaussian(space, logits)
     normal = (action - mean) * torch.exp(-log_std)
     return -(0.5 * normal.square() + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
@@ -51,7 +53,7 @@ def entropy(space: ActionSpace, logits: Tensor) -> Tensor:
         return -(log_probs.exp() * log_probs).sum(-1)
     if isinstance(space, MultiDiscrete):
         return torch.stack([entropy(one, part) for one, part in _parts(space, logits)]).sum(0)
-    _, log_std = _gaussian(logits)
+    _, log_std = _gaussian(space, logits)
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
@@ -61,14 +63,14 @@ def mode(space: ActionSpace, logits: Tensor) -> Tensor:
         return logits.argmax(-1)
     if isinstance(space, MultiDiscrete):
         return torch.stack([part.argmax(-1) for _, part in _parts(space, logits)], dim=-1)
-    mean, _ = _gaussian(logits)
+    mean, _ = _gaussian(space, logits)
     return mean
 
 
 def sample(space: ActionSpace, logits: Tensor, generator: torch.Generator) -> Tensor:
     """An action of logits [..., A] at random: [...] + ``space.array.shape``."""
     if isinstance(space, Box):
-        mean, log_std = _gaussian(logits)
+        mean, log_std = _gaussian(space, logits)
         return mean + log_std.exp() * torch.empty_like(mean).normal_(generator=generator)
     noise = torch.empty_like(logits).exponential_(generator=generator)
     # Gumbel-max: argmax(logits + g) with g = -log(exponential) samples the softmax.
@@ -100,9 +102,32 @@ def _parts(space: MultiDiscrete, logits: Tensor) -> Iterator[tuple[Discrete, Ten
     )
 
 
-def _gaussian(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _gaussian(space: Box, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Means and bounded logs of the standard deviations, both [..., D]."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     mean, log_std = wide.chunk(2, dim=-1)
+    if space.bounded:
+        mean = _NoFurtherOut.apply(mean)  # type: ignore[no-untyped-call]
     # The gradient passes as if unbounded: what went beyond a bound can be pulled back.
     return mean, log_std + (log_std.clamp(*LOG_STD_RANGE) - log_std).detach()
+
+
+class _NoFurtherOut(torch.autograd.Function):
+    """Means beyond a bound are left as they are, but no gradient drives them further out.
+
+    Out there the environment clips every sample to the same action, and nothing that is learned
+    from them would bring a mean back that has drifted away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor) -> Tensor:
+        ctx.save_for_backward(mean)
+        return mean.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (mean,) = ctx.saved_tensors
+        (gradient,) = gradients
+        # A step goes against the gradient.
+        outwards = (mean.abs() > 1) & (gradient * mean < 0)
+        return torch.where(outwards, 0.0, gradient)

@@ -92,6 +92,8 @@ class Box:
     """
 
     num_dims: int
+    bounded: bool = True
+    """Every dimension has finite bounds."""
 
     @property
     def array(self) -> ArraySpec:

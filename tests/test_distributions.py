@@ -25,8 +25,9 @@ from asyncagent.structs import ActionSpace, Box, Discrete, MultiDiscrete
 
 TUPLE = MultiDiscrete((3, 2, 4))
 SPACES = [
-    pytest.param(space, id=type(space).__name__) for space in (Discrete(5), TUPLE, Box(3))
-]  # fmt: skip
+    pytest.param(space, id=type(space).__name__)
+    for space in (Discrete(5), TUPLE, Box(3, bounded=False))
+]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -179,6 +180,23 @@ def test_logits_of_zero_are_acting_at_random(space: ActionSpace) -> None:
     logits = torch.zeros(space.num_logits)
     expected = {5: math.log(5), 9: math.log(24), 6: 1.5 * math.log(2 * math.pi * math.e)}
     assert entropy(space, logits).item() == pytest.approx(expected[space.num_logits])
+
+
+def test_no_gradient_drives_a_mean_further_out_of_its_bounds() -> None:
+    """A loss is lowered by moving a mean within its bounds or back to them, not away from them;
+    where there are no bounds nothing is held back. Probabilities are the same in both."""
+    logits = torch.tensor([[-2.0, 0.0], [-0.5, 0.0], [0.5, 0.0], [2.0, 0.0]], requires_grad=True)
+    for action, held in ((5.0, [False, False, False, True]), (-5.0, [True, False, False, False])):
+        actions = torch.full((4, 1), action)
+        free = log_prob(Box(1, bounded=False), logits, actions)
+        bounded = log_prob(Box(1), logits, actions)
+        torch.testing.assert_close(bounded, free)
+        (of_free,) = torch.autograd.grad(-free.sum(), logits)
+        (of_bounded,) = torch.autograd.grad(-bounded.sum(), logits)
+        assert (of_bounded[:, 0] == 0).tolist() == held
+        kept = torch.where(torch.tensor(held), 0.0, of_free[:, 0])
+        torch.testing.assert_close(of_bounded[:, 0], kept)
+        torch.testing.assert_close(of_bounded[:, 1], of_free[:, 1])
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -223,7 +223,7 @@ ACTION_SPACES: list[tuple[spaces.Space[Any], ActionSpace]] = [
     ),
     (spaces.Box(-2.0, 2.0, (2, 3)), Box(6)),
     (spaces.Box(-2.0, 6.0, (), np.float64), Box(1)),
-    (spaces.Box(LOW, HIGH), Box(4)),
+    (spaces.Box(LOW, HIGH), Box(4, bounded=False)),
 ]
 
 

@@ -83,7 +83,7 @@ def _real(space: spaces.Box) -> Actions:
         clipped: npt.NDArray[Any] = np.clip(own, space.low, space.high)
         return clipped
 
-    return Actions(Box(low.size), to_env)
+    return Actions(Box(low.size, bounded=bool(finite.all())), to_env)
 
 
 def _choices(space: spaces.Space[Any]) -> tuple[tuple[int, ...], Callable[[IntArray], Any]]:
