@@ -61,10 +61,12 @@ class Conv2dSame(nn.Conv2d):
 def image_layout(spec: ArraySpec) -> tuple[int, int, int, bool]:
     """(channels, height, width, channels_first) of a rank-3 observation.
 
-    The channel axis is the smaller of the first and the last.
+    The channel axis is the one that differs in a square picture, else the smaller of the first and
+    the last.
     """
     first, middle, last = spec.shape
-    if first <= last:
+    square_first = first == middle != last
+    if first <= last and not square_first:
         return first, middle, last, True
     return last, first, middle, False
 

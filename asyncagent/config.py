@@ -373,9 +373,14 @@ def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
 def split_groups(level_name: str, num_actors: int, wanted: int) -> int:
     """The largest number of equal groups, at most ``wanted``, that ``num_actors`` splits into.
 
-    A group plays one level: lists of levels want a group for each, DMLab one for each actor.
+    A group plays one level: every level of a list gets as many groups, DMLab has one for each
+    actor. ConfigError where that cannot be.
     """
     if family_of(level_name) == "dmlab":
         return num_actors
-    wanted = max(wanted, level_name.count(",") + 1)
-    return max(n for n in range(1, min(wanted, num_actors) + 1) if num_actors % n == 0)
+    levels = level_name.count(",") + 1
+    most = max(wanted, levels)
+    fitting = [n for n in range(levels, most + 1, levels) if num_actors % n == 0]
+    if not fitting:
+        raise ConfigError(f"num_actors={num_actors} must be a multiple of the {levels} levels")
+    return fitting[-1]

@@ -8,7 +8,6 @@ played again.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -21,8 +20,6 @@ from asyncagent.errors import Stalled
 from asyncagent.structs import EnvStep, Episode, Nest
 from asyncagent.threads import NamedThread
 from asyncagent.video import Recorder
-
-_log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -177,11 +174,6 @@ async def play_group(
         last_action = action_that_led_to(row, choice.action)
         await on_row(row)
         num_losses += len(row.losses)
-        for loss in row.losses:
-            _log.warning(
-                "environment %d of level %s, seed %d, is being replaced: %s",
-                loss.env_index, loss.level_name, loss.seed, loss.reason,
-            )  # fmt: skip
         for episode in row.episodes:
             if left[episode.env_index]:
                 left[episode.env_index] -= 1

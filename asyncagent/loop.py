@@ -21,11 +21,12 @@ import uvloop
 
 from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
+from asyncagent.bodies import has_image
 from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_checkpoint
 from asyncagent.config import Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
-from asyncagent.errors import CheckpointError, EndOfUnrolls, Stalled, UsageError
+from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, Stalled, UsageError
 from asyncagent.learner import Learner
 from asyncagent.metrics import (
     Counters,
@@ -86,9 +87,12 @@ def train(config: Config) -> TrainResult:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_train(config))
-        except* UsageError as group:
+        except BaseExceptionGroup as group:
             # Some things only an engine can find wrong, when its group begins.
-            raise first_of(group) from None
+            request = group.subgroup(UsageError)
+            if request is not None:
+                raise first_of(request) from None
+            raise
 
 
 async def _train(config: Config) -> TrainResult:
@@ -162,7 +166,15 @@ class _Run:
                 config.num_groups,
                 len(levels_of(config.level_name)),
             )
-        spec = await builder.run(env_spec, config)
+        try:
+            spec = await builder.run(env_spec, config)
+        except ActorLost as error:
+            first, *_, last = str(error).splitlines()
+            raise UsageError(
+                f"level_name={config.level_name!r} cannot be made: {first}; its last words: {last}"
+            ) from None
+        if config.net == "mlp" and has_image(spec.observation):
+            _log.warning("net=mlp takes an image as so many numbers; try --net=shallow")
         net = make_net(config.net, spec, config.use_lstm, config.seed)
         policy = Policy(
             net,
@@ -254,11 +266,6 @@ class _Run:
             self.counters.on_row(row)
             if self.config.level_name == dmlab30.NAME:
                 self._score(row.episodes)
-            for loss in row.losses:
-                _log.warning(
-                    "%s: environment %d of level %s, seed %d, is being replaced: %s",
-                    name, loss.env_index, loss.level_name, loss.seed, loss.reason,
-                )  # fmt: skip
 
         async def put(unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
             await self.queue.put(unroll, give_back)
@@ -300,13 +307,16 @@ class _Run:
         counted in ticks of the watchdog, so a program that was suspended has not stalled.
         """
         tick_s = min(1.0, self.config.stall_timeout_s / 4)
-        before = dict(self._moves)
+        before = self._progress()
         still_s = dict.fromkeys(before, 0.0)
         while True:
             await asyncio.sleep(tick_s)
-            for name, moves in self._moves.items():
+            now = self._progress()
+            for name, moves in now.items():
                 still_s[name] = still_s[name] + tick_s if moves == before[name] else 0.0
-            before = dict(self._moves)
+            if len(self.queue) < self.config.batch_size:
+                still_s["learner"] = 0.0  # it waits for the actors, who have to answer for it
+            before = now
             name = max(still_s, key=lambda name: still_s[name])
             if still_s[name] > self.config.stall_timeout_s:
                 faulthandler.dump_traceback(sys.__stderr__ or 2)
@@ -315,6 +325,14 @@ class _Run:
                     f"{len(self.queue)} unroll columns wait for the learner, "
                     f"{self.batcher.statistics().pending_rows} rows for inference"
                 )
+
+    def _progress(self) -> dict[str, Any]:
+        """What changes while an actor, its environments or the learner move."""
+        progress: dict[str, Any] = dict(self._moves)
+        for index, group in enumerate(self.groups):
+            name = _actor_name(index)
+            progress[name] = (progress[name], group.progress())
+        return progress
 
     async def _report_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -330,7 +348,12 @@ class _Run:
         figures = await self.learner_thread.run(self.learner.take_statistics)
         self._action_counts += figures.action_counts
         if figures.num_updates == 0 and self._figures is not None:
-            figures = self._figures
+            # Means are still the last ones; where the learner is, is known.
+            figures = self._figures._replace(
+                frames=figures.frames,
+                updates=figures.updates,
+                learning_rate=figures.learning_rate,
+            )
         self._figures = figures
         batches = self.batcher.statistics()
         report = self.counters.report(

@@ -94,6 +94,9 @@ class CounterGroup:
         losses = tuple(Loss(self.level_name, 0, int(e), "lost") for e in np.flatnonzero(new))
         return EnvStep(observation, reward, terminated, truncated, first, lost, episodes, losses)
 
+    def progress(self) -> None:
+        pass
+
     async def close(self) -> None:
         self.closed = True
 

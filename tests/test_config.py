@@ -161,3 +161,11 @@ def test_a_hung_environment_is_replaced_before_the_run_counts_as_stalled() -> No
     with pytest.raises(ConfigError, match="stall_timeout_s=60 must be > env_timeout_s=120"):
         resolve("doom_basic", stall_timeout_s=60.0)
     assert resolve("atari_pong", stall_timeout_s=60.0).stall_timeout_s == 60.0
+
+
+def test_a_list_is_played_by_equal_numbers_of_groups_or_not_at_all() -> None:
+    """No level is silently left out or favoured."""
+    assert resolve("doom_a,doom_b", num_actors=6).num_groups == 2
+    assert resolve("gym:A-v0,gym:B-v0,gym:C-v0", num_actors=18).num_groups == 3
+    with pytest.raises(ConfigError, match="num_actors=5 must be a multiple of the 2 levels"):
+        resolve("doom_a,doom_b", num_actors=5)

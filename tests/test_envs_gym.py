@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sys
@@ -14,13 +15,22 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from asyncagent.envs.base import Env, import_engine
+from asyncagent.envs.base import Env, Outcome, import_engine
 from asyncagent.envs.gym import GymEnv, check, make_env, recipe
 from asyncagent.envs.gym_spaces import actions, observations
 from asyncagent.envs.instructions import SPEC as SENTENCE
 from asyncagent.envs.instructions import tokenise
+from asyncagent.envs.subproc import WorkerGroup, probe_spec
 from asyncagent.errors import UsageError
-from asyncagent.structs import ActionArray, ActionSpace, ArraySpec, Box, Discrete, MultiDiscrete
+from asyncagent.structs import (
+    ActionArray,
+    ActionSpace,
+    ArraySpec,
+    Box,
+    Discrete,
+    MultiDiscrete,
+    map_nest,
+)
 from tests import my_envs
 
 MINE = "tests.my_envs:"
@@ -520,6 +530,51 @@ def test_modules_of_the_current_folder_are_found(
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     for level in ("boats:Boat", "gym:boats:Boat-v3"):
         assert make(level).spec.observation == ArraySpec((4,), "float32")
+
+
+@pytest.mark.parametrize("level", ["gym:Pendulum-v1", MINE + "TwoSenses", MINE + "Switches"])
+def test_rows_through_a_worker(level: str) -> None:
+    """What environments show in a worker process is what the same seeds show in this one."""
+    envs = [make(level, seed) for seed in (5, 6)]
+    probed = probe_spec(recipe(level, 1), timeout_s=60.0)
+    assert probed == envs[0].spec
+    rng = np.random.default_rng(0)
+
+    async def compare() -> None:
+        group = WorkerGroup(
+            recipe(level, 1), probed, level_name=level, seeds=[5, 6], name="env-0",
+            timeout_s=60.0, max_failures=1,
+        )  # fmt: skip
+        row = await group.reset()
+        outcomes = [Outcome(env.reset(), 0.0, False, False) for env in envs]
+        for _ in range(250):
+            for i, outcome in enumerate(outcomes):
+                shown = map_nest(lambda leaf, i=i: leaf[i], row.observation)
+                map_nest(np.testing.assert_array_equal, shown, outcome.observation)
+                assert row.reward[i] == np.float32(outcome.reward)
+                assert row.terminated[i] == outcome.terminated
+                assert row.truncated[i] == outcome.truncated
+            action = np.stack([sample(probed.actions, rng) for _ in envs])
+            row = await group.step(action)
+            outcomes = [
+                Outcome(env.reset(), 0.0, False, False)
+                if outcome.terminated or outcome.truncated
+                else env.step(one)
+                for env, outcome, one in zip(envs, outcomes, action, strict=True)
+            ]
+        await group.close()
+
+    asyncio.run(compare())
+
+
+@pytest.mark.parametrize("level", ["gym:CartPol-v1", MINE + "Raises"])
+def test_bad_levels_are_one_line_through_a_worker(level: str) -> None:
+    """What keeps a worker from making the environment is told as it is told here."""
+    with pytest.raises(UsageError) as here:
+        make(level)
+    with pytest.raises(UsageError) as there:
+        probe_spec(recipe(level, 1), timeout_s=60.0)
+    assert str(there.value) == str(here.value)
 
 
 def test_checking_imports_nothing() -> None:

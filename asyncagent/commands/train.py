@@ -51,7 +51,7 @@ def configure(arguments: Sequence[str]) -> Config:
         count = int(num_actors)
         if count >= 1:
             # Config checks that groups are equal; the flags below would be judged one by one.
-            groups = split_groups(level, count, base.num_groups)
+            groups = split_groups(base.level_name, count, base.num_groups)
             arguments = [*arguments, f"--num_groups={groups}"]
     return parse(Config, arguments, prog="asyncagent train", description=DESCRIPTION, default=base)
 

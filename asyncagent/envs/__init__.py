@@ -32,9 +32,10 @@ def level_names() -> list[str]:
 
 def levels_of(level_name: str) -> tuple[str, ...]:
     """The levels that ``level_name`` stands for: those of DMLab-30, or of a list with commas."""
-    if level_name == dmlab30.NAME:
-        return dmlab30.TRAIN_LEVELS
-    return tuple(level_name.split(","))
+    levels: list[str] = []
+    for level in level_name.split(","):
+        levels += dmlab30.TRAIN_LEVELS if level == dmlab30.NAME else [level]
+    return tuple(levels)
 
 
 def family_of(level_name: str) -> str:
@@ -48,7 +49,7 @@ def family_of(level_name: str) -> str:
     elif level_name.startswith(("doom_", "doom:")):
         doom.check(level_name)
         return "doom"
-    elif dmlab.is_dmlab(level_name):
+    elif dmlab.is_dmlab(level_name) and level_name != dmlab.PREFIX:
         return "dmlab"
     elif ":" in level_name:
         gym.check(level_name)

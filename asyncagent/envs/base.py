@@ -42,6 +42,10 @@ class EnvGroup(Protocol):
         """The row that follows ``action`` [E, ...]; it is ignored after end rows and lost rows."""
         ...
 
+    def progress(self) -> Any:
+        """Differs from what it was before if environments got on within the pending call."""
+        ...
+
     async def close(self) -> None:
         """Let the engine go; harmless when repeated."""
         ...

@@ -97,6 +97,9 @@ class PoolGroup:
         """
         return await self._run(self._next_row, action)
 
+    def progress(self) -> None:
+        """Nothing: what goes on inside a pool's call cannot be seen."""
+
     async def close(self) -> None:
         """Fail pending steps with ActorLost and let the engine go; harmless when repeated.
 

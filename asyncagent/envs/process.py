@@ -152,6 +152,10 @@ class WorkerProcess:
             self._waiter.set_result(None)
         return self._waiter
 
+    def marks(self) -> tuple[int, ...]:
+        """By which the worker shows that it moves."""
+        return tuple(self._marks.tolist())
+
     def give_up(self, reason: str) -> None:
         """Nothing more is expected of it: kill it with all its children."""
         self._die(reason)
@@ -227,7 +231,7 @@ class WorkerProcess:
         if not self._awaited:
             self._still = 0
             return
-        moves = (self._num_asked, *self._marks.tolist())
+        moves = (self._num_asked, *self.marks())
         self._still = self._still + 1 if moves == self._seen else 0
         self._seen = moves
         if self._still >= _TICKS:

@@ -7,9 +7,11 @@ the step after the next one is asked for (see ``shared.NUM_SLOTS``).
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +42,8 @@ MAX_STARTING = min(8, 2 * cores())
 """Workers of one event loop that start at the same time: many games started at once can hang."""
 
 # The groups of a loop keep their semaphore alive; with them its reference to the loop goes.
+_log = logging.getLogger(__name__)
+
 _turns: weakref.WeakValueDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
 _turns = weakref.WeakValueDictionary()
 
@@ -99,6 +103,7 @@ class WorkerGroup:
         self._pause_s = pause_s
         self._close_timeout_s = close_timeout_s
         self._failures = Failures(self.num_envs, max_failures)
+        self._num_losses = 0
         # Most rows' terminated, truncated, first and lost; nobody writes to a row.
         self._no_flags = (np.zeros(self.num_envs, np.bool_),) * 4
         self._process: WorkerProcess | None = None
@@ -149,6 +154,11 @@ class WorkerGroup:
         if self._asked:
             await self._take_row()  # of a step that was cancelled
         return await self._row(action)
+
+    def progress(self) -> Any:
+        """Rows, losses, and how far the worker has come with the pending row."""
+        marks = () if self._process is None else self._process.marks()
+        return (self._failures.rows, self._num_losses, marks)
 
     async def close(self) -> None:
         """Fail a pending step with ActorLost and let the worker go; harmless when repeated."""
@@ -288,6 +298,11 @@ class WorkerGroup:
     def _lose(self, i: int, reason: str) -> Loss:
         loss = Loss(self._level_name, self._seeds[i], i, reason)
         self._seeds[i] = next_seed(self._seeds[i])
+        self._num_losses += 1
+        _log.warning(
+            "%s: environment %d of level %s, seed %d, is being replaced: %s",
+            self.name, i, loss.level_name, loss.seed, reason,
+        )  # fmt: skip
         return loss
 
     def _blame(self, env_index: int | None, loss: Loss) -> None:

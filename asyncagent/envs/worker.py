@@ -79,6 +79,7 @@ class Hosted:
         self._marks = marks.data
         self._envs: list[Env | None] = [None] * len(seeds)
         self._ended = [True] * len(seeds)
+        self._made = [False] * len(seeds)
         self._return = [0.0] * len(seeds)
         self._steps = [0] * len(seeds)
         self._slots = [Slot(row, spec) for row in arrays.rows]
@@ -124,8 +125,15 @@ class Hosted:
         env = self._envs[i]
         if env is None:
             self._slow(Doing.MAKING)
-            env = self._make(seed=self._seeds[i])
+            try:
+                env = self._make(seed=self._seeds[i])
+            except UsageError as error:
+                if self._made[i]:
+                    # It could be made before, so this is no fault of the request.
+                    raise RuntimeError(str(error)) from error
+                raise
             self._envs[i] = env
+            self._made[i] = True
             if env.spec != self._spec:
                 raise UsageError(f"an environment's spec is {env.spec}, not {self._spec}")
         self._slow(Doing.RESETTING)
