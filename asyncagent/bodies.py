@@ -286,7 +286,11 @@ class SentenceBody(Body):
 
 
 class JoinedBody(Body):
-    """A body for each array of an observation, in optree's order; their features side by side."""
+    """A body for each array of an observation, in optree's order; their features side by side.
+
+    ``MixedBody`` around it where no LSTM follows: heads of one linear layer cannot tell what only
+    two arrays together say.
+    """
 
     def __init__(self, parts: list[Body]) -> None:
         super().__init__()
@@ -296,6 +300,15 @@ class JoinedBody(Body):
     def forward(self, x: Nest) -> Tensor:
         leaves = optree.tree_leaves(x)
         return torch.cat([f(leaf) for f, leaf in zip(self.parts, leaves, strict=True)], dim=-1)
+
+
+class MixedBody(Body):
+    """A linear layer of 256 over another body's features."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.num_features = 256
+        self.layers = nn.Sequential(body, linear(body.num_features, 256), nn.ReLU())
 
 
 def has_image(observation: Nest) -> bool:

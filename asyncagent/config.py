@@ -21,7 +21,7 @@ from asyncagent.errors import ConfigError
 
 Preset = Literal["paper", "workstation"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
-NETS = ("shallow", "deep", "ancestor", "mlp")
+NETS = ("auto", "shallow", "deep", "ancestor", "mlp")
 
 
 _POSITIVE = (
@@ -120,7 +120,7 @@ class Config:
 
     # Network.
     net: str = "shallow"
-    """shallow, deep, ancestor, mlp, or module:callable (see the documentation of nets)."""
+    """auto (shallow for images, else mlp), shallow, deep, ancestor, mlp, or module:callable."""
     use_lstm: bool = False
     """Put an LSTM between the network's body and its heads."""
 
@@ -295,6 +295,7 @@ _SMALL: dict[str, Any] = {
 }
 
 _GYM: dict[str, Any] = _SMALL | {
+    "net": "auto",
     "total_environment_frames": 2_000_000,
     "batch_size": 8,
     "vtrace_lambda": 0.95,
@@ -305,13 +306,15 @@ _GYM: dict[str, Any] = _SMALL | {
 def family_of(level_name: str) -> str:
     """Whose preset a level takes, judged by its name alone: atari, doom, dmlab, gym or small."""
     first = level_name.partition(",")[0]
+    if ":" in first and not first.startswith(("doom:", "dmlab:")):
+        return "gym"
     if first in ("catch", "cartpole", "memory"):
         return "small"
     if first.startswith("atari_"):
         return "atari"
     if first.startswith(("doom_", "doom:")):
         return "doom"
-    return "gym" if ":" in first and not first.startswith("dmlab:") else "dmlab"
+    return "dmlab"
 
 
 def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, Any]:

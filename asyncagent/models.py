@@ -28,7 +28,9 @@ from asyncagent.bodies import (
     AncestorBody,
     Body,
     DeepBody,
+    JoinedBody,
     LstmCore,
+    MixedBody,
     MlpBody,
     ShallowBody,
     has_image,
@@ -125,6 +127,7 @@ class _Kind(NamedTuple):
 
 
 NETS: dict[str, _Kind] = {
+    "auto": _Kind(ShallowBody, 256, False),
     "shallow": _Kind(ShallowBody, 256, True),
     "deep": _Kind(DeepBody, 256, True),
     "ancestor": _Kind(AncestorBody, 512, True),
@@ -150,6 +153,8 @@ def make_net(name: str, spec: EnvSpec, use_lstm: bool, seed: int) -> nn.Module:
                     f"net={name} takes images; there is none in {spec.observation}: use --net=mlp"
                 )
             body = make_body(spec.observation, kind.image_body)
+            if not use_lstm and isinstance(body, JoinedBody):
+                body = MixedBody(body)
             net = ActorCritic(body, spec.actions, kind.lstm_units if use_lstm else 0)
     check_net(net, spec, name)
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

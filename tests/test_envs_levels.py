@@ -11,7 +11,15 @@ import pytest
 from ale_py import roms
 
 from asyncagent.config import Config
-from asyncagent.envs import atari, check_level, env_spec, level_names, levels_of, make_group
+from asyncagent.envs import (
+    atari,
+    check_level,
+    env_spec,
+    family_of,
+    level_names,
+    levels_of,
+    make_group,
+)
 from asyncagent.envs.base import env_seeds
 from asyncagent.errors import UsageError
 from asyncagent.structs import ArraySpec, Discrete, EnvSpec
@@ -206,3 +214,10 @@ assert "torch" not in sys.modules
 def test_nothing_heavy_is_imported_early() -> None:
     """Checking names and specs imports no engine, a group its own engine only, nothing torch."""
     subprocess.run([sys.executable, "-c", IMPORTS], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("level_name", ["rooms_env:Env", "atari_mine:Env", "doom_mine:make"])
+def test_own_modules_may_have_any_name(level_name: str) -> None:
+    """What has the form module:callable is the user's, whatever the module is called."""
+    check_level(level_name)
+    assert family_of(level_name) == "gym"

@@ -42,7 +42,7 @@ def test_every_part_of_an_action_is_learnt(tmp_path: Path) -> None:
 
 
 def test_picture_and_vector_are_both_used(tmp_path: Path) -> None:
-    """Of a dict of a picture and a vector both are needed for more than 7.5 of 10 points."""
-    level = "tests.my_envs:TwoSenses"
+    """What only a picture and a vector together say is worth 10 points; their sum 7.5."""
+    level = "tests.my_envs:Mirror"
     flags: dict[str, Any] = {"total_environment_frames": 80_000, "net": "shallow"}
     assert mean_return(tmp_path, level, **flags) >= 9.5

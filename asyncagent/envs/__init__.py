@@ -40,8 +40,12 @@ def levels_of(level_name: str) -> tuple[str, ...]:
 
 def family_of(level_name: str) -> str:
     """atari, toy, doom, dmlab or gym (which includes own environments); UsageError for none."""
+    prefix, colon, _ = level_name.partition(":")
     if level_name in toy.SPECS:
         return "toy"
+    if colon and prefix not in ("doom", "dmlab"):
+        gym.check(level_name)
+        return "gym"
     if level_name.startswith(atari.PREFIX):
         game = level_name.removeprefix(atari.PREFIX)
         if game in atari.MINIMAL_ACTIONS or game in atari.ALIASES:
@@ -51,9 +55,6 @@ def family_of(level_name: str) -> str:
         return "doom"
     elif dmlab.is_dmlab(level_name) and level_name != dmlab.PREFIX:
         return "dmlab"
-    elif ":" in level_name:
-        gym.check(level_name)
-        return "gym"
     raise _unknown(level_name)
 
 
