@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import logging
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_ch
 from asyncagent.config import Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
-from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, Stalled, UsageError
+from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, UsageError
 from asyncagent.learner import Learner
 from asyncagent.metrics import (
     Counters,
@@ -34,7 +32,6 @@ from asyncagent.metrics import (
     MetricsFile,
     Report,
     TensorBoard,
-    Terminal,
 )
 from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
@@ -43,8 +40,10 @@ from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
 from asyncagent.structs import EnvStep, Episode, Unroll
 from asyncagent.tasks import cancel, first_of, named, noted
+from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
+from asyncagent.watchdog import watch
 
 DRAIN_S = 15.0
 """Longest an orderly end goes on learning from what the queue still holds."""
@@ -301,30 +300,17 @@ class _Run:
         self.stop.set()
 
     async def _watch_forever(self) -> None:
-        """Raise Stalled where an actor or the learner has not moved for stall_timeout_s.
+        def waits() -> set[str]:
+            # The actors have to answer for it, when there is nothing to learn from.
+            return {"learner"} if len(self.queue) < self.config.batch_size else set()
 
-        One dead component starves the others: the one that stopped first is to blame.  Time is
-        counted in ticks of the watchdog, so a program that was suspended has not stalled.
-        """
-        tick_s = min(1.0, self.config.stall_timeout_s / 4)
-        before = self._progress()
-        still_s = dict.fromkeys(before, 0.0)
-        while True:
-            await asyncio.sleep(tick_s)
-            now = self._progress()
-            for name, moves in now.items():
-                still_s[name] = still_s[name] + tick_s if moves == before[name] else 0.0
-            if len(self.queue) < self.config.batch_size:
-                still_s["learner"] = 0.0  # it waits for the actors, who have to answer for it
-            before = now
-            name = max(still_s, key=lambda name: still_s[name])
-            if still_s[name] > self.config.stall_timeout_s:
-                faulthandler.dump_traceback(sys.__stderr__ or 2)
-                raise Stalled(
-                    f"{name} has not moved for {still_s[name]:.0f} s (see --stall_timeout_s); "
-                    f"{len(self.queue)} unroll columns wait for the learner, "
-                    f"{self.batcher.statistics().pending_rows} rows for inference"
-                )
+        def situation() -> str:
+            return (
+                f"{len(self.queue)} unroll columns wait for the learner, "
+                f"{self.batcher.statistics().pending_rows} rows for inference"
+            )
+
+        await watch(self._progress, waits, situation, self.config.stall_timeout_s)
 
     def _progress(self) -> dict[str, Any]:
         """What changes while an actor, its environments or the learner move."""

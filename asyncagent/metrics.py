@@ -1,20 +1,15 @@
-"""What a run tells: counters, metrics.jsonl, TensorBoard, and the terminal's progress line."""
+"""What a run tells: counters, metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import deque
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
 
 from asyncagent.structs import EnvStep, Episode
 
@@ -137,7 +132,7 @@ class _Level:
         self._returns.append(episode.episode_return)
 
     def report(self) -> LevelReport:
-        return LevelReport(self.columns, self._episodes, _mean(list(self._returns)))
+        return LevelReport(self.columns, self._episodes, mean(list(self._returns)))
 
 
 class Counters:
@@ -183,7 +178,7 @@ class Counters:
     @property
     def episode_return_mean(self) -> float:
         """Mean whole-game return of the last games; nan before the first."""
-        return _mean([episode.episode_return for episode in self._episodes])
+        return mean([episode.episode_return for episode in self._episodes])
 
     def take_episodes(self) -> list[Episode]:
         """The games that ended since the last call; of many, the last EPISODE_WINDOW."""
@@ -211,7 +206,7 @@ class Counters:
             episodes=self.num_episodes,
             env_losses=self.num_losses,
             episode_return_mean=self.episode_return_mean,
-            episode_frames_mean=_mean([e.steps * self._action_repeats for e in self._episodes]),
+            episode_frames_mean=mean([e.steps * self._action_repeats for e in self._episodes]),
             policy_lag_mean=figures.policy_lag_mean,
             policy_lag_max=figures.policy_lag_max,
             inference_batch_mean=inference_batch_mean,
@@ -330,95 +325,6 @@ class TensorBoard:
         )
 
 
-class _Text(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
-
-
-class _Console(Console):
-    """Goes quiet, instead of ending the program, when nobody reads its output any more."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-class Terminal:
-    """A live line where stdout is a terminal, plain lines elsewhere."""
-
-    def __init__(self, level_name: str, total_frames: int, frames: int) -> None:
-        self._total = total_frames
-        self._console = _Console(highlight=False)
-        self._live = self._console.is_terminal
-        self._fps: deque[float] = deque(maxlen=12)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.percentage:>5.1f}%"),
-            _Text(),
-            console=self._console,
-            refresh_per_second=2,
-            disable=not self._live,
-        )
-        self._task = self._progress.add_task(
-            level_name, total=total_frames, completed=frames, figures="starting"
-        )
-
-    def __enter__(self) -> Terminal:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        self._progress.stop()
-
-    def say(self, message: str) -> None:
-        """Print a message of its own line above the live line."""
-        self._console.print(message, soft_wrap=True)
-
-    def show(self, report: Report) -> None:
-        """Show a report."""
-        self._fps.append(report.frames_per_s)
-        frames_per_s = _mean(list(self._fps))
-        if self._live:
-            figures = describe_briefly(report, self._total, frames_per_s)
-            self._progress.update(self._task, completed=report.frames, figures=figures)
-        else:
-            share = 100 * report.frames / self._total
-            figures = describe(report, self._total, frames_per_s)
-            self._console.print(f"{share:5.1f}%  {figures}", soft_wrap=True)
-
-
-def describe(report: Report, total_frames: int, frames_per_s: float) -> str:
-    """The figures of a plain line: frames, rate, return, lag, entropy, time left."""
-    return (
-        f"{report.frames:,} frames  {report.frames_per_s:,.0f} frames/s  "
-        f"return {_figure(report.episode_return_mean, 2)}  lag {_figure(report.policy_lag_mean, 1)}"
-        f"  entropy {_figure(report.entropy, 2)}  left {_left(report, total_frames, frames_per_s)}"
-    )
-
-
-def describe_briefly(report: Report, total_frames: int, frames_per_s: float) -> str:
-    """The figures of the live line, which with its bar should fit 80 columns."""
-    return (
-        f"{report.frames / 1e6:.2f}M {report.frames_per_s:,.0f}/s "
-        f"return {_figure(report.episode_return_mean, 2)} lag {_figure(report.policy_lag_mean, 1)} "
-        f"{_left(report, total_frames, frames_per_s)} left"
-    )
-
-
-def _figure(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
-def _left(report: Report, total_frames: int, frames_per_s: float) -> str:
-    if not frames_per_s > 0:
-        return "-"
-    seconds = int(max(total_frames - report.frames, 0) / frames_per_s)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _mean(values: list[Any]) -> float:
+def mean(values: list[Any]) -> float:
+    """Of nothing: nan."""
     return float(np.mean(values)) if values else math.nan

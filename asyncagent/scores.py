@@ -11,13 +11,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-_ENVS = Path(__file__).parent / "envs"
-
-
-def _read(name: str) -> Any:
-    return json.loads((_ENVS / name).read_text("utf-8"))
+from asyncagent.envs.dmlab30 import LEVELS, is_suite_level, training_level
 
 
 class Reference(NamedTuple):
@@ -34,14 +30,11 @@ class Dmlab30Scores(NamedTuple):
     cap_100: float
 
 
-_SUITE = _read("dmlab30.json")["levels"]
-ATARI = {game: Reference(**figures) for game, figures in _read("atari57.json")["games"].items()}
+_ATARI57 = json.loads((Path(__file__).parent / "envs" / "atari57.json").read_text("utf-8"))
+ATARI = {game: Reference(**figures) for game, figures in _ATARI57["games"].items()}
 """By game, as in ``atari_<game>``."""
-DMLAB30 = {level["train"]: Reference(level["human"], level["random"]) for level in _SUITE}
+DMLAB30 = {level.train: Reference(level.human, level.random) for level in LEVELS}
 """By *training* level, in the suite's order; the figures are the test level's."""
-_TRAINING_LEVELS: dict[str, str] = {
-    level[kind]: level["train"] for kind in ("test", "train") for level in _SUITE
-}
 
 
 def human_normalised(mean: float, human: float, random: float) -> float:
@@ -57,8 +50,9 @@ def atari_human_normalised(game: str, mean: float) -> float | None:
 
 def dmlab30_human_normalised(level_name: str, mean: float) -> float | None:
     """Score of a mean return, by training or test name; None if the level is not of DMLab-30."""
-    training_level = _TRAINING_LEVELS.get(level_name)
-    return None if training_level is None else human_normalised(mean, *DMLAB30[training_level])
+    if not is_suite_level(level_name):
+        return None
+    return human_normalised(mean, *DMLAB30[training_level(level_name)])
 
 
 def dmlab30_score(returns: Mapping[str, Sequence[float]], cap: float | None) -> float:
@@ -73,11 +67,11 @@ def dmlab30_score(returns: Mapping[str, Sequence[float]], cap: float | None) -> 
     """
     means: dict[str, float] = {}
     for level_name, of_level in returns.items():
-        training_level = _training_level(level_name)
-        if training_level in means:
-            raise ValueError(f"{training_level} is given twice: as training and as test level")
+        level = _training_level(level_name)
+        if level in means:
+            raise ValueError(f"{level} is given twice: as training and as test level")
         if len(of_level):
-            means[training_level] = math.fsum(of_level) / len(of_level)
+            means[level] = math.fsum(of_level) / len(of_level)
     return _score(means, cap)
 
 
@@ -108,9 +102,9 @@ class Dmlab30Training:
 
 
 def _training_level(level_name: str) -> str:
-    if level_name not in _TRAINING_LEVELS:
+    if not is_suite_level(level_name):
         raise ValueError(f"{level_name!r} is no level of DMLab-30")
-    return _TRAINING_LEVELS[level_name]
+    return training_level(level_name)
 
 
 def _score(means: Mapping[str, float], cap: float | None) -> float:

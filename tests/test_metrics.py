@@ -14,10 +14,9 @@ from asyncagent.metrics import (
     LearnerStatistics,
     MetricsFile,
     Report,
-    Terminal,
-    describe,
 )
 from asyncagent.structs import EnvStep, Episode, Loss
+from asyncagent.terminal import Terminal, describe
 
 
 def figures(frames: int = 0, updates: int = 0, total_loss: float = 1.0) -> LearnerStatistics:

@@ -175,11 +175,13 @@ async def _reset_all(
 
 def _check(flags: CacheFlags) -> LevelCache:
     """The cache; UsageError for what can be told before anything starts."""
-    for level in levels_of(flags.level_name)[: flags.num_groups]:
+    levels = levels_of(flags.level_name)[: flags.num_groups]
+    for level in levels:
         if not dmlab.is_dmlab(level):
             raise UsageError(f"level_name={level!r} is no level of DeepMind Lab")
-        dmlab.check_level(level, flags.dataset_path, test=False)
     dmlab.check_installed()
+    for level in levels:
+        dmlab.check_level(level, flags.dataset_path, test=False)
     if not flags.level_cache:
         raise ConfigError("level_cache='' must be the folder to fill")
     cache = LevelCache(flags.level_cache, int(flags.level_cache_gb * 1e9))
