@@ -29,7 +29,6 @@ from asyncagent.bodies import (
     Body,
     DeepBody,
     JoinedBody,
-    LstmCore,
     MixedBody,
     MlpBody,
     ShallowBody,
@@ -39,6 +38,7 @@ from asyncagent.bodies import (
 )
 from asyncagent.distributions import encode, num_inputs
 from asyncagent.errors import CheckpointError, UsageError
+from asyncagent.lstm import LstmCore
 from asyncagent.structs import ActionSpace, ArraySpec, Box, EnvSpec, Nest, map_nest
 
 

@@ -25,6 +25,8 @@ ORDER = (
     "batcher",
     "vtrace",
     "distributions",
+    "blocked",
+    "lstm",
     "bodies",
     "models",
     "policy",

@@ -17,7 +17,6 @@ from asyncagent.bodies import (
     AncestorBody,
     Conv2dSame,
     DeepBody,
-    LstmCore,
     MlpBody,
     SentenceBody,
     ShallowBody,
@@ -26,6 +25,7 @@ from asyncagent.bodies import (
     same_padding,
 )
 from asyncagent.errors import CheckpointError, UsageError
+from asyncagent.lstm import LstmCore
 from asyncagent.models import NETS as BUILT_IN
 from asyncagent.models import ActorCritic, example_inputs, load_weights, make_net
 from asyncagent.structs import (
