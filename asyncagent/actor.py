@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import numpy as np
-import optree
 
 from asyncagent.envs.base import EnvGroup
 from asyncagent.structs import ActionArray, EnvStep, Nest, PolicyStep, Unroll
-from asyncagent.unroll import UnrollBuffers, empty_unroll, write_action, write_row
+from asyncagent.unroll import UnrollBuffers, UnrollWriter, empty_unroll
 
 Infer = Callable[..., Awaitable[PolicyStep]]
 """(observation, reward, last_action, first, core_state), rows [E, ...] -> PolicyStep."""
@@ -43,24 +42,23 @@ async def act(
     row = await group.reset()
     on_row(row)
     while True:
-        unroll = buffers.take()
-        optree.tree_map_(np.copyto, unroll.core_state, core_state)
-        write_row(unroll, 0, row, last_action)
-        for t in range(unroll_length):
+        writer = UnrollWriter(buffers.take(), core_state)
+        writer.add_row(row, last_action)
+        for _ in range(unroll_length):
             choice = await infer(row.observation, row.reward, last_action, row.first, core_state)
-            write_action(unroll, t, row, choice)
+            writer.add_choice(choice)
             core_state = choice.core_state
             row = await group.step(choice.action)
             last_action = action_that_led_to(row, choice.action)
-            write_row(unroll, t + 1, row, last_action)
+            writer.add_row(row, last_action)
             on_row(row)
-        await put(unroll, buffers.give_back)
+        await put(writer.finish(), buffers.give_back)
 
 
 def action_that_led_to(row: EnvStep, action: ActionArray) -> ActionArray:
     """``action`` [E, ...], and 0 where none led to the row: it opens an episode, or was lost."""
     went_nowhere = row.first | row.lost
-    if not went_nowhere.any():
+    if not np.count_nonzero(went_nowhere):  # of a few numbers a fifth of the time of any()
         return action
     action = action.copy()
     action[went_nowhere] = 0

@@ -1,4 +1,4 @@
-"""One batch: when to take it, which requests can share it, and whose rows are whose.
+"""Batches: when to take one, which requests can share it, whose rows are whose; a tally of all.
 
 Nothing here waits, and only ``Batch.answer`` and ``Batch.fail`` touch a future; ``batcher`` adds
 the event loop, the thread and the queue.
@@ -193,6 +193,94 @@ class Form:
     def __str__(self) -> str:
         leaves = ", ".join(map(str, self.leaves))
         return f"({leaves})" if self.treespec is None else f"{self.treespec} with ({leaves})"
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What a batcher has done since it was made. Differences of two records: ``since``."""
+
+    batches: int
+    """Batches whose computation has ended, well or not."""
+    requests: int
+    """Requests in those batches."""
+    rows: int
+    """Rows in those batches."""
+    batch_size_histogram: tuple[int, ...]
+    """Element k counts the batches of 2**k to 2**(k+1) - 1 rows."""
+    computing_s: float
+    """Seconds spent concatenating, in the function and splitting."""
+    idle_s: float
+    """Seconds, since the first request, without a batch to compute."""
+    pending_requests: int
+    """Requests that wait to be taken, now."""
+    pending_rows: int
+    """Rows of those requests, now."""
+
+    @property
+    def mean_batch_size(self) -> float:
+        """Rows per batch; 0 before the first."""
+        return self.rows / self.batches if self.batches else 0.0
+
+    def since(self, earlier: Statistics) -> Statistics:
+        """What happened after ``earlier`` was taken; what is pending stays as it is now."""
+        histogram = zip(self.batch_size_histogram, earlier.batch_size_histogram, strict=True)
+        return Statistics(
+            batches=self.batches - earlier.batches,
+            requests=self.requests - earlier.requests,
+            rows=self.rows - earlier.rows,
+            batch_size_histogram=tuple(now - before for now, before in histogram),
+            computing_s=self.computing_s - earlier.computing_s,
+            idle_s=self.idle_s - earlier.idle_s,
+            pending_requests=self.pending_requests,
+            pending_rows=self.pending_rows,
+        )
+
+
+class Tally:
+    """Counts batches, and the seconds with and without one."""
+
+    def __init__(self, maximum_batch_size: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._histogram = [0] * maximum_batch_size.bit_length()
+        self._batches = self._requests = self._rows = 0
+        self._computing_s = self._idle_s = 0.0
+        self._idle_since_s: float | None = None
+
+    def open(self) -> None:
+        """From the first request on, time without a batch is idle time."""
+        if self._idle_since_s is None:
+            self._idle_since_s = self._clock()
+
+    def batch_began(self) -> None:
+        """A batch is being computed."""
+        if self._idle_since_s is not None:
+            self._idle_s += self._clock() - self._idle_since_s
+            self._idle_since_s = None
+
+    def batch_ended(self, batch: Batch, seconds: float) -> None:
+        """``batch`` took so many seconds, and none is being computed."""
+        self._batches += 1
+        self._requests += batch.requests
+        self._rows += batch.rows
+        self._histogram[batch.rows.bit_length() - 1] += 1
+        self._computing_s += seconds
+        self._idle_since_s = self._clock()
+
+    def statistics(self, pending_requests: int, pending_rows: int) -> Statistics:
+        """What has been done until now."""
+        idle_s = self._idle_s
+        if self._idle_since_s is not None:
+            idle_s += self._clock() - self._idle_since_s
+        return Statistics(
+            batches=self._batches,
+            requests=self._requests,
+            rows=self._rows,
+            batch_size_histogram=tuple(self._histogram),
+            computing_s=self._computing_s,
+            idle_s=idle_s,
+            pending_requests=pending_requests,
+            pending_rows=pending_rows,
+        )
 
 
 def _flatten(nest: Nest) -> tuple[Sequence[Any], optree.PyTreeSpec]:

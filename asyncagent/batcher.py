@@ -19,13 +19,12 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from asyncagent.batch import Batch, FlushRule, Form, Future, Nest, Request
+from asyncagent.batch import Batch, FlushRule, Form, Future, Nest, Request, Statistics, Tally
 from asyncagent.errors import BadBatch, BatcherClosed
-from asyncagent.threads import NamedThread, deliverable
+from asyncagent.threads import NamedThread, Thread, deliverable, wake
 
 __all__ = [
     "Batch",
@@ -38,55 +37,6 @@ __all__ = [
     "batch_fn",
     "batch_fn_with_options",
 ]
-
-
-class Thread(Protocol):
-    """Where batches are computed: ``threads.NamedThread``, or what a test puts in its place."""
-
-    def submit(self, call: Callable[[], None]) -> None:
-        """Run ``call()`` soon, in the order of submission; RuntimeError once closed."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """What a batcher has done since it was made. Differences of two records: ``since``."""
-
-    batches: int
-    """Batches whose computation has ended, well or not."""
-    requests: int
-    """Requests in those batches."""
-    rows: int
-    """Rows in those batches."""
-    batch_size_histogram: tuple[int, ...]
-    """Element k counts the batches of 2**k to 2**(k+1) - 1 rows."""
-    computing_s: float
-    """Seconds spent concatenating, in the function and splitting."""
-    idle_s: float
-    """Seconds, since the first request, without a batch to compute."""
-    pending_requests: int
-    """Requests that wait to be taken, now."""
-    pending_rows: int
-    """Rows of those requests, now."""
-
-    @property
-    def mean_batch_size(self) -> float:
-        """Rows per batch; 0 before the first."""
-        return self.rows / self.batches if self.batches else 0.0
-
-    def since(self, earlier: Statistics) -> Statistics:
-        """What happened after ``earlier`` was taken; what is pending stays as it is now."""
-        histogram = zip(self.batch_size_histogram, earlier.batch_size_histogram, strict=True)
-        return Statistics(
-            batches=self.batches - earlier.batches,
-            requests=self.requests - earlier.requests,
-            rows=self.rows - earlier.rows,
-            batch_size_histogram=tuple(now - before for now, before in histogram),
-            computing_s=self.computing_s - earlier.computing_s,
-            idle_s=self.idle_s - earlier.idle_s,
-            pending_requests=self.pending_requests,
-            pending_rows=self.pending_rows,
-        )
 
 
 class DynamicBatcher:
@@ -143,6 +93,7 @@ class DynamicBatcher:
         self._rule = FlushRule(minimum_batch_size, timeout_ms / 1000)
         self._maximum = maximum_batch_size
         self._clock = clock
+        self._tally = Tally(maximum_batch_size, clock)
         self._thread = thread
         self._own_thread: NamedThread | None = None
         self._closed = False
@@ -150,10 +101,6 @@ class DynamicBatcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._form: Form | None = None
         self._form_proven = False  # a batch of this form has succeeded
-        self._histogram = [0] * maximum_batch_size.bit_length()
-        self._batches = self._requests = self._rows = 0
-        self._computing_s = self._idle_s = 0.0
-        self._idle_since_s: float | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -214,19 +161,7 @@ class DynamicBatcher:
     def statistics(self) -> Statistics:
         """What has been done until now."""
         self._drop_departed()
-        idle_s = self._idle_s
-        if self._idle_since_s is not None:
-            idle_s += self._clock() - self._idle_since_s
-        return Statistics(
-            batches=self._batches,
-            requests=self._requests,
-            rows=self._rows,
-            batch_size_histogram=tuple(self._histogram),
-            computing_s=self._computing_s,
-            idle_s=idle_s,
-            pending_requests=len(self._pending),
-            pending_rows=self._pending_rows,
-        )
+        return self._tally.statistics(len(self._pending), self._pending_rows)
 
     # Closing.
 
@@ -290,8 +225,7 @@ class DynamicBatcher:
             self._own_thread = NamedThread(self.name)
             self._thread = self._own_thread
             weakref.finalize(self, self._own_thread.close)  # dropped without close: no thread stays
-        if self._idle_since_s is None:
-            self._idle_since_s = self._clock()
+        self._tally.open()
 
     def _admit(self, args: tuple[Nest, ...]) -> tuple[int, Sequence[Any]]:
         """A request that does not match: give its form to the batcher, or raise BadBatch."""
@@ -364,9 +298,7 @@ class DynamicBatcher:
         self._stop_timer()
         batch = Batch(self._take(), self._form)
         self._in_flight = batch
-        if self._idle_since_s is not None:
-            self._idle_s += self._clock() - self._idle_since_s
-            self._idle_since_s = None
+        self._tally.batch_began()
         try:
             self._thread.submit(functools.partial(self._compute, loop, batch))
         except RuntimeError:
@@ -393,14 +325,7 @@ class DynamicBatcher:
             results = batch.compute(self._fn)
         except BaseException as error:
             failure = deliverable(error, "the batched function")
-        try:
-            loop.call_soon_threadsafe(
-                self._finish, loop, batch, results, failure, self._clock() - started_s
-            )
-        except RuntimeError:
-            # The loop closed while the batch was computed: nobody is left to tell.
-            if not loop.is_closed():
-                raise
+        wake(loop, self._finish, loop, batch, results, failure, self._clock() - started_s)
 
     def _finish(
         self,
@@ -413,12 +338,7 @@ class DynamicBatcher:
         if batch is not self._in_flight:
             return  # closed meanwhile: its waiters have been told
         self._in_flight = None
-        self._batches += 1
-        self._requests += batch.requests
-        self._rows += batch.rows
-        self._histogram[batch.rows.bit_length() - 1] += 1
-        self._computing_s += seconds
-        self._idle_since_s = self._clock()
+        self._tally.batch_ended(batch, seconds)
         self._form_proven = self._form_proven or failure is None
         # First the next batch: the thread need not idle while the answers are handed out.
         self._flush_if_due(loop, loop.time())

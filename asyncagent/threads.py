@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from asyncagent.errors import CallFailed
 
@@ -36,6 +36,14 @@ def _close_all() -> None:
     deadline_s = time.monotonic() + EXIT_S
     for thread in threads:
         thread.join(max(0.0, deadline_s - time.monotonic()))
+
+
+class Thread(Protocol):
+    """Where calls run: a ``NamedThread``, or what a test puts in its place."""
+
+    def submit(self, call: Callable[[], None]) -> None:
+        """Run ``call()`` soon, in the order of submission; RuntimeError once closed."""
+        ...
 
 
 class NamedThread:
@@ -70,9 +78,9 @@ class NamedThread:
                 result = function(*args)
             except BaseException as error:
                 failure = deliverable(error, f"a call on thread {self.name!r}")
-                _wake(loop, _fail, future, failure)
+                wake(loop, _fail, future, failure)
             else:
-                _wake(loop, _answer, future, result)
+                wake(loop, _answer, future, result)
 
         self.submit(call)
         return future
@@ -94,6 +102,18 @@ class NamedThread:
             del call  # a finished call must not keep its arrays alive until the next one
 
 
+def wake(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:
+    """Let the loop call ``callback(*args)``; from any thread.
+
+    Nothing happens if the loop has closed: nobody is left to tell.
+    """
+    try:
+        loop.call_soon_threadsafe(callback, *args)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+
+
 def deliverable(error: BaseException, whose: str) -> Exception:
     """What a future can carry: StopIteration it refuses, and what is no Exception would end, or
     silently cancel, the waiting task instead of failing it."""
@@ -102,15 +122,6 @@ def deliverable(error: BaseException, whose: str) -> Exception:
     delivered = CallFailed(f"{whose} raised {error!r}")
     delivered.__cause__ = error
     return delivered
-
-
-def _wake(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:
-    try:
-        loop.call_soon_threadsafe(callback, *args)
-    except RuntimeError:
-        # The loop closed while the call was running: nobody is left to tell.
-        if not loop.is_closed():
-            raise
 
 
 def _answer(future: asyncio.Future[R], result: R) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,29 +44,67 @@ def empty_unroll(unroll_length: int, num_envs: int, spec: EnvSpec, initial_state
     )
 
 
-def write_row(unroll: Unroll, t: int, row: EnvStep, last_action: ActionArray) -> None:
-    """Write x_t and what led to it; ``last_action`` [E, ...], 0 where ``row.first``.
+class UnrollWriter:
+    """Writes one unroll of T steps: T+1 rows, in between T choices, then ``finish``.
 
-    Where the environment was lost on the way to x_t, action[t-1] is not valid after all.
+    An observation is copied at once.  The arrays around it, which nobody writes to again, are
+    kept until the unroll is whole: to write T of them together costs hardly more than one, and
+    one costs the most where other threads have emptied the caches since the step before.
     """
-    optree.tree_map_(
-        lambda target, value: np.copyto(target[t], value), unroll.observation, row.observation
-    )
-    unroll.reward[t] = row.reward
-    unroll.terminated[t] = row.terminated
-    unroll.truncated[t] = row.truncated
-    unroll.first[t] = row.first
-    unroll.last_action[t] = last_action
-    if t > 0:
-        unroll.valid[t - 1] &= ~row.lost
+
+    def __init__(self, unroll: Unroll, core_state: Nest) -> None:
+        """``unroll`` is overwritten; ``core_state`` (copied) is that before row 0."""
+        self._unroll = unroll
+        self._rows: list[tuple[np.ndarray, ...]] = []
+        self._choices: list[tuple[np.ndarray, ...]] = []
+        optree.tree_map_(np.copyto, unroll.core_state, core_state)
+
+    def add_row(self, row: EnvStep, last_action: ActionArray) -> None:
+        """x_t and what led to it; ``last_action`` [E, ...], 0 where ``row.first``."""
+        t = len(self._rows)
+        if isinstance(row.observation, np.ndarray):
+            np.copyto(self._unroll.observation[t], row.observation)
+        else:
+            optree.tree_map_(
+                lambda target, value: np.copyto(target[t], value),
+                self._unroll.observation,
+                row.observation,
+            )
+        # Not the row itself: it would keep its observation.
+        self._rows.append(
+            (row.reward, row.terminated, row.truncated, row.first, row.lost, last_action)
+        )
+
+    def add_choice(self, choice: PolicyStep) -> None:
+        """What was chosen at the row added last."""
+        self._choices.append((choice.action, choice.logits, choice.policy_version))
+
+    def finish(self) -> Unroll:
+        """The unroll, whole. ValueError if there were not T+1 rows and T choices.
+
+        Not valid are choices that go nowhere: those at end rows and lost rows, and where the
+        environment was lost on the way to the next row.
+        """
+        unroll = self._unroll
+        reward, terminated, truncated, first, losts, last_action = zip(*self._rows, strict=True)
+        action, logits, policy_version = zip(*self._choices, strict=True)
+        _join(reward, unroll.reward)
+        _join(terminated, unroll.terminated)
+        _join(truncated, unroll.truncated)
+        _join(first, unroll.first)
+        _join(last_action, unroll.last_action)
+        _join(action, unroll.action)
+        _join(logits, unroll.behaviour_logits)
+        _join(policy_version, unroll.policy_version)
+        lost = np.array(losts)
+        nowhere = unroll.terminated | unroll.truncated | lost
+        np.logical_not(nowhere[:-1] | lost[1:], out=unroll.valid)
+        return unroll
 
 
-def write_action(unroll: Unroll, t: int, row: EnvStep, choice: PolicyStep) -> None:
-    """Write what was chosen at x_t; not valid where it goes nowhere: end rows and lost rows."""
-    unroll.action[t] = choice.action
-    unroll.behaviour_logits[t] = choice.logits
-    unroll.policy_version[t] = choice.policy_version
-    np.logical_not(row.terminated | row.truncated | row.lost, out=unroll.valid[t])
+def _join(arrays: Sequence[np.ndarray], out: np.ndarray) -> None:
+    """Write arrays [E, ...], one for each t, to ``out`` [t, E, ...], which is contiguous."""
+    np.concatenate(arrays, out=out.reshape(-1, *out.shape[2:]))
 
 
 class UnrollBuffers:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 import numpy as np
 import pytest
 
 from asyncagent.errors import EndOfUnrolls
-from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Unroll
+from asyncagent.structs import ArraySpec, Discrete, EnvSpec, EnvStep, PolicyStep, Unroll
 from asyncagent.unroll import (
     Columns,
     UnrollBuffers,
     UnrollQueue,
+    UnrollWriter,
     empty_unroll,
     gather_columns,
     split_columns,
@@ -174,3 +176,43 @@ def test_split_covers_every_column_once(size: int) -> None:
     assert [mark for run in runs for mark in taken(run)] == taken(parts)
     assert all(1 <= len(taken(run)) <= size for run in runs)
     assert len(runs) == -(-7 // size)
+
+
+def test_a_writer_wants_a_whole_unroll() -> None:
+    """An unroll with a row or a choice too few is refused, and nobody gets it."""
+    no = np.zeros(1, np.bool_)
+    row = EnvStep(np.zeros((1, 2), np.uint8), np.zeros(1, np.float32), no, no, no, no)
+    choice = PolicyStep(
+        np.zeros(1, np.int64), np.zeros((1, 3), np.float32), (), np.zeros(1, np.int64)
+    )
+    last = np.zeros(1, np.int64)
+    for rows, choices in [(3, 1), (2, 2), (2, 1)]:
+        writer = UnrollWriter(empty_unroll(2, 1, SPEC, ()), ())
+        for _ in range(rows):
+            writer.add_row(row, last)
+        for _ in range(choices):
+            writer.add_choice(choice)
+        with pytest.raises(ValueError):
+            writer.finish()
+
+
+def test_a_writer_copies_the_observation_and_lets_go_of_it() -> None:
+    """An observation, a nest here, may be written to once its row is added, and is not kept."""
+    spec = EnvSpec(
+        {"a": ArraySpec((2,), "uint8"), "b": (ArraySpec((), "float32"),)}, Discrete(3), 1
+    )
+    writer = UnrollWriter(empty_unroll(1, 1, spec, ()), ())
+    no, last = np.zeros(1, np.bool_), np.zeros(1, np.int64)
+    kept = []
+    for t in range(2):
+        picture = np.full((1, 2), t, np.uint8)
+        observation = {"a": picture, "b": (np.full(1, 5 + t, np.float32),)}
+        kept.append(weakref.ref(picture))
+        writer.add_row(EnvStep(observation, np.zeros(1, np.float32), no, no, no, no), last)
+        picture[:] = 99
+    del observation, picture
+    assert [reference() for reference in kept] == [None, None]
+    writer.add_choice(PolicyStep(last, np.zeros((1, 3), np.float32), (), last))
+    unroll = writer.finish()
+    assert unroll.observation["a"].tolist() == [[[0, 0]], [[1, 1]]]
+    assert unroll.observation["b"][0].tolist() == [[5], [6]]
