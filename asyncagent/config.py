@@ -11,13 +11,13 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from asyncagent.errors import ConfigError
+from asyncagent.placement import cores, place
 
 Preset = Literal["paper", "workstation"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
@@ -31,6 +31,7 @@ _POSITIVE = (
     "stall_timeout_s",
     "env_timeout_s",
     "level_cache_gb",
+    "switch_interval_ms",
 )
 
 
@@ -130,13 +131,17 @@ class Config:
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of convolutions and matrix products; auto: bfloat16 where it is fast."""
     env_threads: int = 1
-    """Threads that step the environments of one group."""
+    """Threads that step the environments of one group (those not in worker processes)."""
     inference_threads: int = 1
-    """CPU threads of the inference thread's operators."""
+    """On a CPU, threads of the inference thread's operators."""
     learner_threads: int = 1
-    """CPU threads of the learner thread's operators."""
-    micro_batch_rows: int = 192
-    """On a CPU, learn from so many rows at a time, which fit the cache; 0: the whole batch."""
+    """On a CPU, threads that share the micro-batches of an update out."""
+    learner_niceness: int = 0
+    """Added to the learning threads' nice value, in [0, 19]: acting goes first."""
+    micro_batch_rows: int = 0
+    """On a CPU, learn from so many rows at a time; 0: as many as fit the cache."""
+    switch_interval_ms: float = 5.0
+    """Longest that a Python thread keeps others waiting (sys.setswitchinterval)."""
 
     # Reports.
     checkpoint_interval_s: float = 600.0
@@ -155,6 +160,7 @@ class Config:
             self._check(name, getattr(self, name) >= 1, ">= 1")
         for name in ("inference_threads", "learner_threads", "width", "height", "max_env_failures"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
+        self._check("learner_niceness", 0 <= self.learner_niceness <= 19, "in [0, 19]")
         self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
         for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
             value = getattr(self, name)
@@ -233,11 +239,6 @@ class Config:
         return cls(**values)
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 # Each family's values; what a family does not name is Config's own default (Atari, the paper).
 _WORKSTATION: dict[str, Any] = {
     "total_environment_frames": 16_000_000,
@@ -291,7 +292,7 @@ _SMALL: dict[str, Any] = {
     "momentum": 0.9,
     "epsilon": 1e-5,
     "precision": "float32",
-    "micro_batch_rows": 0,
+    "learner_threads": 1,
 }
 
 _GYM: dict[str, Any] = _SMALL | {
@@ -326,8 +327,6 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
         "level_name": level_name,
         "preset": preset,
         "logdir": "logdir/" + re.sub(r"[^\w,.-]+", "_", level_name)[-100:],
-        "learner_threads": max(1, num_cores // 4),
-        "inference_threads": max(1, num_cores // 8),
     }
     family = family_of(level_name)
     groups = max(4, num_cores)
@@ -342,7 +341,7 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
         values |= _DMLAB
     elif preset == "paper":
         # The batch is the paper's 32 on any machine: at most 16 actors per column.
-        size = max(4, min(16, 16 * 32 // groups))
+        size = max(4, min(32, 16 * 32 // groups))
     else:
         # The same algorithm on any machine: more cores step the same few environments faster.
         groups = 2 if num_cores <= 2 else 4
@@ -356,9 +355,7 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
     if preset == "workstation" and family == "doom":
         values |= _DOOM_WORKSTATION
     values |= {"num_groups": groups, "num_actors": size * groups}
-    if family == "atari":
-        values["env_threads"] = max(1, min(size, num_cores // groups))
-    return values
+    return place(num_cores, groups, size)._asdict() | values
 
 
 def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:

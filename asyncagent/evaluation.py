@@ -16,13 +16,14 @@ import uvloop
 
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.checkpoint import load_checkpoint
-from asyncagent.config import Config, cores, family_of
+from asyncagent.config import Config, family_of
 from asyncagent.envs import atari, dmlab, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.dmlab30 import testing_level
 from asyncagent.errors import CheckpointError, UsageError
 from asyncagent.games import Job, Played, plan, play
 from asyncagent.models import load_weights, make_net
+from asyncagent.placement import cores
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.scores import (
     DMLAB30,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from asyncagent.config import Config
+from asyncagent.crew import Crew
 from asyncagent.errors import NotFinite
 from asyncagent.losses import LossOutput, impala_loss
 from asyncagent.metrics import LearnerStatistics
 from asyncagent.models import load_weights
 from asyncagent.optim import clip_grad_norm, linear_learning_rate, make_optimizer
+from asyncagent.placement import last_level_cache_bytes, lower_priority
 from asyncagent.policy import Policy
 from asyncagent.structs import (
     ActionArray,
@@ -35,7 +38,8 @@ class Learner:
     """Owns the trained network, its optimiser and the counters that drive the schedule.
 
     A batch is cut by columns into micro-batches that fit the cache; losses are sums, so the
-    accumulated gradient is the batch's own.
+    accumulated gradient is the batch's own.  On a CPU several threads share the micro-batches:
+    they need not wait for each other at every operator, as threads within one would.
     """
 
     def __init__(
@@ -55,6 +59,11 @@ class Learner:
         self._parameters = list(self.net.parameters())
         self._optimizer = make_optimizer(config, self._parameters)
         self._threads_set = False
+        on_cpu = device.type == "cpu"
+        num_threads = config.learner_threads if on_cpu else 1
+        self._crew = Crew("learner", num_threads, self._prepare_thread)
+        self._adding = threading.Lock()
+        self._num_columns = 0 if on_cpu else config.batch_size
         self._lag_max = 0
         self._reset_statistics()
 
@@ -69,9 +78,10 @@ class Learner:
     def update(self, parts: list[Columns]) -> None:
         """Learn from one batch of columns; every update publishes its weights."""
         if not self._threads_set:
-            # torch keeps the operator thread count per calling thread.
-            torch.set_num_threads(self._config.learner_threads)
+            self._prepare_thread()
             self._threads_set = True
+        if self._num_columns == 0:
+            self._num_columns = columns_per_micro_batch(self._config, self._row_bytes(parts))
         for epoch in range(self._config.epochs_per_batch):
             self._update(parts, count_frames=epoch == 0)
 
@@ -79,15 +89,9 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
         self._optimizer.zero_grad(set_to_none=True)
-        frames = 0
-        for unroll in self._micro_batches(parts):
-            loss = self._loss(unroll)
-            loss.total.backward()  # type: ignore[no-untyped-call]
-            rhos = loss.log_rhos.exp().sum()  # exp(-inf) = 0 where not valid
-            self._sums[:5] += torch.stack(
-                [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos]
-            )
-            frames += self._count(unroll) * self._config.num_action_repeats
+        rows_before = self._rows
+        self._crew.share(self._learn_from, split_columns(parts, self._num_columns))
+        frames = (self._rows - rows_before) * self._config.num_action_repeats
         grad_norm = clip_grad_norm(self._parameters, self._config.max_grad_norm)
         self._sums[-1] += grad_norm
         self._optimizer.step()
@@ -148,21 +152,70 @@ class Learner:
         if self._policy is not None:
             self._policy.publish(self.updates, self.net)
 
-    def _micro_batches(self, parts: list[Columns]) -> Iterator[Unroll]:
-        size = self._config.batch_size
-        if self._device.type == "cpu" and self._config.micro_batch_rows:
-            columns = max(1, self._config.micro_batch_rows // (self._config.unroll_length + 1))
-            size = math.ceil(size / math.ceil(size / columns))  # of equal size, not one small last
-        for run in split_columns(parts, size):
-            yield gather_columns(run)
+    def close(self) -> None:
+        """Let the helping threads end."""
+        self._crew.close()
+
+    def _prepare_thread(self) -> None:
+        # torch keeps the operator thread count per calling thread.
+        torch.set_num_threads(1)
+        lower_priority(self._config.learner_niceness)
+
+    def _learn_from(self, columns: list[Columns]) -> None:
+        """Add the gradient and the figures of one micro-batch; on any thread of the crew."""
+        unroll = gather_columns(columns)
+        loss = self._loss(unroll)
+        gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True)
+        rhos = loss.log_rhos.exp().sum()  # exp(-inf) = 0 where not valid
+        with self._adding:
+            self._sums[:5] += torch.stack(
+                [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos]
+            )
+            self._count(unroll)
+            self._add(gradients)
+
+    def _add(self, gradients: Sequence[Tensor | None]) -> None:
+        sums, terms = [], []
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                sums.append(parameter.grad)
+                terms.append(gradient)
+        if sums:
+            torch._foreach_add_(sums, terms)
+
+    def _row_bytes(self, parts: list[Columns]) -> int:
+        """Bytes per row of the largest output of any layer."""
+        unroll = map_nest(self._to_device, gather_columns(split_columns(parts, 1)[0]))
+        largest = 1
+
+        def measure(layer: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal largest
+            if isinstance(output, Tensor):
+                largest = max(largest, output.numel() * output.element_size())
+
+        hooks = [layer.register_forward_hook(measure) for layer in self.net.modules()]
+        try:
+            with torch.no_grad():
+                self._forward(unroll)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return math.ceil(largest / len(unroll.reward))
+
+    def _forward(self, batch: Unroll) -> Any:
+        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+            return self.net(
+                batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
+            )
 
     def _loss(self, unroll: Unroll) -> LossOutput:
         config = self._config
         batch = map_nest(self._to_device, unroll)
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            output = self.net(
-                batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
-            )
+        output = self._forward(batch)
         return impala_loss(
             output[0].float(),  # a user's heads may answer in bfloat16 here
             output[1].float(),
@@ -183,8 +236,7 @@ class Learner:
             action_space=self._actions,
         )
 
-    def _count(self, unroll: Unroll) -> int:
-        """Take the figures of one micro-batch; returns its valid rows."""
+    def _count(self, unroll: Unroll) -> None:
         valid = unroll.valid
         rows = int(valid.sum())
         lag = self.updates - unroll.policy_version[valid]
@@ -192,7 +244,6 @@ class Learner:
         self._lag_sum += int(lag.sum())
         self._lag_max = max(self._lag_max, int(lag.max(initial=0)))
         self._action_counts += count_choices(self._actions, unroll.action[valid])
-        return rows
 
     def _finite_sums(self) -> list[float]:
         sums: list[float] = self._sums.tolist()
@@ -229,3 +280,21 @@ def count_choices(space: ActionSpace, actions: ActionArray) -> IntArray | int:
         choices = zip(actions.T, space.sizes, strict=True)
         return np.concatenate([np.bincount(taken, minlength=size) for taken, size in choices])
     return 0
+
+
+def columns_per_micro_batch(config: Config, row_bytes: int) -> int:
+    """How many columns a CPU learns from at a time: micro_batch_rows, or what fits its cache.
+
+    Every thread gets as many micro-batches, of equal size.
+
+    Args:
+      row_bytes: of the largest output of any layer, per row.  Between the learning threads these
+        may fill half the last-level cache.
+    """
+    threads, rows = config.learner_threads, config.unroll_length + 1
+    columns = config.micro_batch_rows // rows
+    if config.micro_batch_rows == 0:
+        columns = last_level_cache_bytes() // (2 * threads * rows * row_bytes)
+    shares = math.ceil(config.batch_size / max(1, columns))
+    shares = math.ceil(shares / threads) * threads
+    return math.ceil(config.batch_size / shares)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ from asyncagent.metrics import (
 )
 from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
+from asyncagent.placement import keep_freed_memory
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
@@ -143,6 +145,8 @@ class _Run:
     @classmethod
     async def build(cls, config: Config, logdir: Path) -> _Run:
         torch.set_num_threads(1)
+        keep_freed_memory()
+        sys.setswitchinterval(config.switch_interval_ms / 1000)
         device = resolve_device(config.device)
         dtype = resolve_precision(config.precision, device)
         _log.info("device %s, precision %s", device, str(dtype).removeprefix("torch."))
@@ -242,6 +246,7 @@ class _Run:
                 closing: list[Awaitable[None]] = [group.close() for group in self.groups]
                 closing += [self.files_thread.run(writer.close) for writer in writers]
                 await asyncio.gather(*closing, return_exceptions=True)
+        self.learner.close()
         self.learner_thread.close()
         self.files_thread.close()
 

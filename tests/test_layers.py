@@ -11,9 +11,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asyncagent"
 
 ORDER = (
     "errors",
+    "placement",
     "config",
     "structs",
     "threads",
+    "crew",
     "tasks",
     "watchdog",
     "signals",

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from asyncagent.commands.env_flags import parse_env_flags
-from asyncagent.config import Config, cores
+from asyncagent.config import Config
 from asyncagent.envs import dmlab, dmlab30, dmlab_filler, levels_of
 from asyncagent.envs.base import env_seeds
 from asyncagent.envs.level_cache import LevelCache
 from asyncagent.envs.subproc import WorkerGroup
 from asyncagent.errors import ActorLost, ConfigError, UsageError
+from asyncagent.placement import cores
 from asyncagent.structs import EnvStep
 
 DESCRIPTION = """Compile DeepMind Lab's levels ahead of a run, into --level_cache.

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from asyncagent.config import cores
 from asyncagent.envs.base import EnvRecipe, check_action
 from asyncagent.envs.process import WorkerDied, WorkerProcess
 from asyncagent.envs.shared import (
@@ -32,6 +31,7 @@ from asyncagent.envs.shared import (
     spec_from_json,
 )
 from asyncagent.errors import ActorLost, UsageError
+from asyncagent.placement import cores
 from asyncagent.structs import ActionArray, EnvSpec, EnvStep, Episode, Loss, map_nest
 from asyncagent.threads import NamedThread
 

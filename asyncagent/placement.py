@@ -1,0 +1,77 @@
+"""Who computes where: threads, their priorities, and how often Python changes threads.
+
+Decided here, once, from the cores there are; every value is a flag (see ``Config``).
+
+- Environments and inference keep the normal priority: while they have anything to do, the next
+  unroll comes nearer.  The learner's threads take what is left, and, since full queues stop the
+  actors, all of it when there is nothing to act on: no core idles, and none waits for another.
+- A thread that returns from an operator waits for Python's lock up to the switch interval.
+- On a CPU there are as many learning threads as cores.  They share micro-batches out, each
+  operator is computed by one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+class Placement(NamedTuple):
+    """Flag values; see the fields of ``Config`` of the same names."""
+
+    env_threads: int
+    inference_threads: int
+    learner_threads: int
+    learner_niceness: int
+    switch_interval_ms: float
+
+
+def cores() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def place(num_cores: int, num_groups: int, group_size: int) -> Placement:
+    """The placement for ``num_groups`` groups of ``group_size`` environments each."""
+    return Placement(
+        env_threads=max(1, min(group_size, num_cores // num_groups)),
+        inference_threads=max(1, num_cores // 8),
+        learner_threads=num_cores,
+        learner_niceness=5,
+        switch_interval_ms=0.5,
+    )
+
+
+def lower_priority(niceness: int) -> None:
+    """Add ``niceness`` (0 to 19) to the calling thread's; no other thread is concerned."""
+    if niceness:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + niceness)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse freed memory instead of giving it back to the kernel.
+
+    An update frees and allocates the same large arrays over and over; by default each of them
+    costs a page fault per 4 KB.  Does nothing where the library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+@functools.cache
+def last_level_cache_bytes() -> int:
+    """Size of the first core's last cache; 16 MB where the kernel does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        number, unit = path.read_text().strip()[:-1], path.read_text().strip()[-1]
+        sizes.append(int(number) * {"K": 1 << 10, "M": 1 << 20}[unit])
+    return max(sizes, default=16 << 20)
