@@ -11,10 +11,13 @@ import traceback
 from collections.abc import Sequence
 
 from asyncagent.errors import AsyncAgentError, CheckpointError, UsageError
+from asyncagent.placement import keep_freed_memory
 
 COMMANDS = {
     "train": "train an agent, or resume the run found in --logdir",
     "test": "play fresh episodes with a run's newest checkpoint",
+    "bench": "measure how fast this machine trains, and how fast it could",
+    "tune": "find this machine's fastest flags for a level",
     "check-env": "make an environment, step it, and say what is wrong with it",
     "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }
@@ -39,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.0)[0]
         print(f"asyncagent: no command {name!r}; did you mean {near!r}?", file=sys.stderr)
         return _USAGE_ERROR
+    keep_freed_memory()  # before the imports, some of which start threads
     try:
         status: int = importlib.import_module(f"asyncagent.commands.{name.replace('-', '_')}").main(
             rest

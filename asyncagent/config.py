@@ -24,6 +24,13 @@ PRESETS: tuple[Preset, ...] = get_args(Preset)
 NETS = ("auto", "shallow", "deep", "ancestor", "mlp")
 
 
+MAX_ACTORS_PER_COLUMN = 16
+"""More environments per column of a batch than this make the policy lag too large."""
+TUNED_FLAGS = (
+    *("num_actors", "num_groups", "env_threads", "env_niceness", "inference_threads"),
+    *("learner_threads", "min_inference_rows"),
+)
+"""What changes speed alone, and is asyncagent tune's to choose."""
 _POSITIVE = (
     "checkpoint_interval_s",
     "summary_interval_s",
@@ -32,6 +39,7 @@ _POSITIVE = (
     "env_timeout_s",
     "level_cache_gb",
     "switch_interval_ms",
+    "inference_timeout_ms",
 )
 
 
@@ -128,6 +136,10 @@ class Config:
     # Machine.
     device: str = "auto"
     """Where to infer and learn: auto (cuda if there is one), cpu, cuda or cuda:N."""
+    learner_device: str = "auto"
+    """Where to learn; auto: as device says, and of two GPUs cuda:0."""
+    inference_device: str = "auto"
+    """Where to infer; auto: as device says, and of two GPUs cuda:1."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Arithmetic of convolutions and matrix products; auto: bfloat16 where it is fast."""
     env_threads: int = 1
@@ -136,10 +148,18 @@ class Config:
     """On a CPU, threads of the inference thread's operators."""
     learner_threads: int = 1
     """On a CPU, threads that share the micro-batches of an update out."""
-    learner_niceness: int = 0
-    """Added to the learning threads' nice value, in [0, 19]: acting goes first."""
+    env_niceness: int = 0
+    """Added to the nice value of what steps environments, in [0, 19]: learning goes first."""
     micro_batch_rows: int = 0
     """On a CPU, learn from so many rows at a time; 0: as many as fit the cache."""
+    min_inference_rows: int = 1
+    """Infer once so many rows wait, every group waits, or inference_timeout_ms have passed."""
+    max_inference_rows: int = 1024
+    """Infer at most so many rows at a time (or one group's)."""
+    inference_timeout_ms: float = 100.0
+    """Longest that a group's rows wait for others."""
+    tuned: str = ""
+    """File of flags that asyncagent tune wrote; those given by hand go before it."""
     switch_interval_ms: float = 5.0
     """Longest that a Python thread keeps others waiting (sys.setswitchinterval)."""
 
@@ -160,7 +180,13 @@ class Config:
             self._check(name, getattr(self, name) >= 1, ">= 1")
         for name in ("inference_threads", "learner_threads", "width", "height", "max_env_failures"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
-        self._check("learner_niceness", 0 <= self.learner_niceness <= 19, "in [0, 19]")
+        self._check("env_niceness", 0 <= self.env_niceness <= 19, "in [0, 19]")
+        self._check("min_inference_rows", self.min_inference_rows >= 1, ">= 1")
+        self._check(
+            "max_inference_rows",
+            self.max_inference_rows >= self.min_inference_rows,
+            f">= min_inference_rows={self.min_inference_rows}",
+        )
         self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
         for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
             value = getattr(self, name)
@@ -173,8 +199,7 @@ class Config:
             self._check(name, value > 0 and math.isfinite(value), "> 0 and finite")
         for name in ("discounting", "decay", "vtrace_lambda"):
             self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        in_workers = family_of(self.level_name) not in ("atari", "small")
-        if in_workers and self.env_timeout_s >= self.stall_timeout_s:
+        if in_workers(self.level_name) and self.env_timeout_s >= self.stall_timeout_s:
             raise ConfigError(
                 f"stall_timeout_s={self.stall_timeout_s:g} must be > env_timeout_s="
                 f"{self.env_timeout_s:g}: a hung environment is replaced, not the end of the run"
@@ -318,6 +343,11 @@ def family_of(level_name: str) -> str:
     return "dmlab"
 
 
+def in_workers(level_name: str) -> bool:
+    """Whether the environments of a level are stepped by worker processes."""
+    return family_of(level_name) not in ("atari", "small")
+
+
 def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, Any]:
     """Flag values of ``preset`` for the family of ``level_name`` on ``num_cores`` cores.
 
@@ -341,7 +371,7 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
         values |= _DMLAB
     elif preset == "paper":
         # The batch is the paper's 32 on any machine: at most 16 actors per column.
-        size = max(4, min(32, 16 * 32 // groups))
+        size = max(4, min(32 if family == "atari" else 16, 16 * 32 // groups))
     else:
         # The same algorithm on any machine: more cores step the same few environments faster.
         groups = 2 if num_cores <= 2 else 4
@@ -355,7 +385,7 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
     if preset == "workstation" and family == "doom":
         values |= _DOOM_WORKSTATION
     values |= {"num_groups": groups, "num_actors": size * groups}
-    return place(num_cores, groups, size)._asdict() | values
+    return place(num_cores, groups, size, in_workers(level_name))._asdict() | values
 
 
 def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:

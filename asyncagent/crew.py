@@ -17,6 +17,7 @@ class Crew:
 
     def __init__(self, name: str, num_threads: int, prepare: Callable[[], None]) -> None:
         """``num_threads`` counts the caller; ``prepare`` is called once on every helper."""
+        self.num_threads = num_threads
         self._helpers = [NamedThread(f"{name}-{index}") for index in range(1, num_threads)]
         for helper in self._helpers:
             helper.submit(prepare)

@@ -14,13 +14,20 @@ from torch import Tensor, nn
 
 from asyncagent.config import Config
 from asyncagent.crew import Crew
+from asyncagent.cuda import Graphs, Lane, wait_for
+from asyncagent.cuda_learning import BatchStep
 from asyncagent.errors import NotFinite
 from asyncagent.losses import LossOutput, impala_loss
 from asyncagent.metrics import LearnerStatistics
 from asyncagent.models import load_weights
-from asyncagent.optim import clip_grad_norm, linear_learning_rate, make_optimizer
-from asyncagent.placement import last_level_cache_bytes, lower_priority
+from asyncagent.optim import (
+    clip_grad_norm,
+    linear_learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 from asyncagent.policy import Policy
+from asyncagent.shares import LargestOutput, micro_batch_sizes, most_columns
 from asyncagent.structs import (
     ActionArray,
     ActionSpace,
@@ -39,7 +46,8 @@ class Learner:
 
     A batch is cut by columns into micro-batches that fit the cache; losses are sums, so the
     accumulated gradient is the batch's own.  On a CPU several threads share the micro-batches:
-    they need not wait for each other at every operator, as threads within one would.
+    they need not wait for each other at every operator, as threads within one would.  On CUDA the
+    whole batch is learned from at once, on a stream of the learner's own (see ``BatchStep``).
     """
 
     def __init__(
@@ -63,8 +71,13 @@ class Learner:
         num_threads = config.learner_threads if on_cpu else 1
         self._crew = Crew("learner", num_threads, self._prepare_thread)
         self._adding = threading.Lock()
-        self._num_columns = 0 if on_cpu else config.batch_size
+        self._most_columns = 0
         self._lag_max = 0
+        self._sums = torch.zeros(6, device=device)
+        self._lane = Lane(device)
+        self._batch_step: BatchStep | None = None
+        if not on_cpu:
+            self._batch_step = BatchStep(self._step, Graphs("learning", self._lane))
         self._reset_statistics()
 
     @property
@@ -80,27 +93,25 @@ class Learner:
         if not self._threads_set:
             self._prepare_thread()
             self._threads_set = True
-        if self._num_columns == 0:
-            self._num_columns = columns_per_micro_batch(self._config, self._row_bytes(parts))
+        if self._most_columns == 0 and self._batch_step is None:
+            self._most_columns = self._columns_that_fit(parts[0])
         for epoch in range(self._config.epochs_per_batch):
             self._update(parts, count_frames=epoch == 0)
 
     def _update(self, parts: list[Columns], count_frames: bool) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate
-        self._optimizer.zero_grad(set_to_none=True)
         rows_before = self._rows
-        self._crew.share(self._learn_from, split_columns(parts, self._num_columns))
-        frames = (self._rows - rows_before) * self._config.num_action_repeats
-        grad_norm = clip_grad_norm(self._parameters, self._config.max_grad_norm)
-        self._sums[-1] += grad_norm
-        self._optimizer.step()
-        self.updates += 1
-        self._updates_since += 1
-        if count_frames:
-            self.frames += frames
-        if self._policy is not None:
-            self._policy.publish(self.updates, self.net)
+        with self._lane.use():
+            set_learning_rate(self._optimizer, self.learning_rate)
+            if self._batch_step is not None:
+                self._count(self._batch_step(parts))
+            else:
+                self._learn_in_micro_batches(parts)
+            self.updates += 1
+            self._updates_since += 1
+            if count_frames:
+                self.frames += (self._rows - rows_before) * self._config.num_action_repeats
+            if self._policy is not None:
+                self._policy.publish(self.updates, self.net)
 
     def take_statistics(self) -> LearnerStatistics:
         """Means since the last call; waits for the device. NotFinite if numbers went wrong."""
@@ -132,25 +143,34 @@ class Learner:
         Raises NotFinite rather than hand out weights that numbers gone wrong have spoilt.
         """
         self._finite_sums()
+        with self._lane.use():
+            net = copy.deepcopy(self.net.state_dict())
+            optimizer = copy.deepcopy(self._optimizer.state_dict())
+            for group in optimizer["param_groups"]:
+                group["lr"] = self.learning_rate  # a number, also where it is a tensor here
+            wait_for(self._lane.mark())  # whoever saves the copies does not use the lane
         return {
-            "net": copy.deepcopy(self.net.state_dict()),
-            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "net": net,
+            "optimizer": optimizer,
             "frames": self.frames,
             "updates": self.updates,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where ``state()`` was taken."""
-        load_weights(self.net, state["net"])
-        asked = [dict(group) for group in self._optimizer.param_groups]
-        self._optimizer.load_state_dict(state["optimizer"])
-        for group, wanted in zip(self._optimizer.param_groups, asked, strict=True):
-            # The accumulators are the checkpoint's, the flags this run's.
-            group.update({k: v for k, v in wanted.items() if k != "params"})
-        self.frames = int(state["frames"])
-        self.updates = int(state["updates"])
-        if self._policy is not None:
-            self._policy.publish(self.updates, self.net)
+        with self._lane.use():
+            load_weights(self.net, state["net"])
+            asked = [dict(group) for group in self._optimizer.param_groups]
+            self._optimizer.load_state_dict(state["optimizer"])
+            for group, wanted in zip(self._optimizer.param_groups, asked, strict=True):
+                # The accumulators are the checkpoint's, the flags this run's.
+                group.update({k: v for k, v in wanted.items() if k != "params"})
+            if self._batch_step is not None:
+                self._batch_step.forget()  # a recorded step knows the old accumulators' places
+            self.frames = int(state["frames"])
+            self.updates = int(state["updates"])
+            if self._policy is not None:
+                self._policy.publish(self.updates, self.net)
 
     def close(self) -> None:
         """Let the helping threads end."""
@@ -159,20 +179,42 @@ class Learner:
     def _prepare_thread(self) -> None:
         # torch keeps the operator thread count per calling thread.
         torch.set_num_threads(1)
-        lower_priority(self._config.learner_niceness)
+
+    def _learn_in_micro_batches(self, parts: list[Columns]) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        num_columns = sum(part.stop - part.start for part in parts)
+        sizes = micro_batch_sizes(num_columns, self._crew.num_threads, self._most_columns)
+        self._crew.share(self._learn_from, split_columns(parts, sizes))
+        self._take_step()
 
     def _learn_from(self, columns: list[Columns]) -> None:
         """Add the gradient and the figures of one micro-batch; on any thread of the crew."""
         unroll = gather_columns(columns)
-        loss = self._loss(unroll)
-        gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True)
-        rhos = loss.log_rhos.exp().sum()  # exp(-inf) = 0 where not valid
+        figures, gradients = self._differentiate(map_nest(torch.from_numpy, unroll))
         with self._adding:
-            self._sums[:5] += torch.stack(
-                [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos]
-            )
+            self._sums[:5] += figures
             self._count(unroll)
             self._add(gradients)
+
+    def _step(self, batch: Nest) -> None:
+        """A whole update, of an Unroll of tensors; reads nothing back from their device."""
+        self._optimizer.zero_grad(set_to_none=True)
+        figures, gradients = self._differentiate(batch)
+        self._sums[:5] += figures
+        self._add(gradients)
+        self._take_step()
+
+    def _take_step(self) -> None:
+        self._sums[-1] += clip_grad_norm(self._parameters, self._config.max_grad_norm)
+        self._optimizer.step()
+
+    def _differentiate(self, batch: Nest) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """What ``_sums`` adds up, float32 [5], and a gradient for every parameter."""
+        loss = self._loss(batch)
+        gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True)
+        rhos = loss.log_rhos.exp().sum()  # exp(-inf) = 0 where not valid
+        figures = [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos]
+        return torch.stack(figures), gradients
 
     def _add(self, gradients: Sequence[Tensor | None]) -> None:
         sums, terms = [], []
@@ -187,34 +229,24 @@ class Learner:
         if sums:
             torch._foreach_add_(sums, terms)
 
-    def _row_bytes(self, parts: list[Columns]) -> int:
-        """Bytes per row of the largest output of any layer."""
-        unroll = map_nest(self._to_device, gather_columns(split_columns(parts, 1)[0]))
-        largest = 1
+    def _columns_that_fit(self, part: Columns) -> int:
+        """Columns of a micro-batch at most."""
+        rows = self._config.unroll_length + 1
+        if self._config.micro_batch_rows:
+            return max(1, self._config.micro_batch_rows // rows)
+        column = gather_columns([Columns(part.unroll, part.start, part.start + 1)])
+        with torch.no_grad(), LargestOutput(self.net) as largest:
+            self._forward(map_nest(torch.from_numpy, column))
+        return most_columns(self._crew.num_threads, rows, math.ceil(largest.num_bytes / rows))
 
-        def measure(layer: nn.Module, inputs: Any, output: Any) -> None:
-            nonlocal largest
-            if isinstance(output, Tensor):
-                largest = max(largest, output.numel() * output.element_size())
-
-        hooks = [layer.register_forward_hook(measure) for layer in self.net.modules()]
-        try:
-            with torch.no_grad():
-                self._forward(unroll)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return math.ceil(largest / len(unroll.reward))
-
-    def _forward(self, batch: Unroll) -> Any:
+    def _forward(self, batch: Nest) -> Any:
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             return self.net(
                 batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
             )
 
-    def _loss(self, unroll: Unroll) -> LossOutput:
+    def _loss(self, batch: Nest) -> LossOutput:
         config = self._config
-        batch = map_nest(self._to_device, unroll)
         output = self._forward(batch)
         return impala_loss(
             output[0].float(),  # a user's heads may answer in bfloat16 here
@@ -246,7 +278,8 @@ class Learner:
         self._action_counts += count_choices(self._actions, unroll.action[valid])
 
     def _finite_sums(self) -> list[float]:
-        sums: list[float] = self._sums.tolist()
+        with self._lane.use():
+            sums: list[float] = self._sums.tolist()
         if not all(map(math.isfinite, sums)):
             raise NotFinite(
                 f"a loss or a gradient is not finite (within the {self._updates_since} updates up "
@@ -256,16 +289,13 @@ class Learner:
         return sums
 
     def _reset_statistics(self) -> None:
-        self._sums = torch.zeros(6, device=self._device)
+        with self._lane.use():
+            self._sums.zero_()
         self._updates_since = 0
         self._rows = 0
         self._lag_sum = 0
         self._lag_max = 0
         self._action_counts: Any = 0
-
-    def _to_device(self, array: Nest) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor.to(self._device, non_blocking=True)
 
 
 def count_choices(space: ActionSpace, actions: ActionArray) -> IntArray | int:
@@ -280,21 +310,3 @@ def count_choices(space: ActionSpace, actions: ActionArray) -> IntArray | int:
         choices = zip(actions.T, space.sizes, strict=True)
         return np.concatenate([np.bincount(taken, minlength=size) for taken, size in choices])
     return 0
-
-
-def columns_per_micro_batch(config: Config, row_bytes: int) -> int:
-    """How many columns a CPU learns from at a time: micro_batch_rows, or what fits its cache.
-
-    Every thread gets as many micro-batches, of equal size.
-
-    Args:
-      row_bytes: of the largest output of any layer, per row.  Between the learning threads these
-        may fill half the last-level cache.
-    """
-    threads, rows = config.learner_threads, config.unroll_length + 1
-    columns = config.micro_batch_rows // rows
-    if config.micro_batch_rows == 0:
-        columns = last_level_cache_bytes() // (2 * threads * rows * row_bytes)
-    shares = math.ceil(config.batch_size / max(1, columns))
-    shares = math.ceil(shares / threads) * threads
-    return math.ceil(config.batch_size / shares)

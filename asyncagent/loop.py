@@ -22,7 +22,7 @@ from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.bodies import has_image
 from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_checkpoint
-from asyncagent.config import Config
+from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, UsageError
@@ -36,7 +36,7 @@ from asyncagent.metrics import (
 )
 from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
-from asyncagent.placement import keep_freed_memory
+from asyncagent.placement import keep_freed_memory, lower_priority
 from asyncagent.policy import Policy, resolve_device, resolve_precision
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
@@ -128,7 +128,10 @@ class _Run:
         self.learner_thread = NamedThread("learner")
         self.files_thread = NamedThread("files")
         self.batcher = DynamicBatcher(
-            noted("inference", policy.infer), maximum_batch_size=max(1024, config.group_size)
+            noted("inference", policy.infer),
+            config.min_inference_rows,
+            max(config.max_inference_rows, config.group_size),
+            config.inference_timeout_ms,
         )
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
@@ -151,6 +154,7 @@ class _Run:
         dtype = resolve_precision(config.precision, device)
         _log.info("device %s, precision %s", device, str(dtype).removeprefix("torch."))
         builder = NamedThread("build-envs")
+        builder.submit(lambda: lower_priority(config.env_niceness))
         try:
             return await cls._build(config, logdir, device, dtype, builder)
         finally:
@@ -163,6 +167,14 @@ class _Run:
     ) -> _Run:  # fmt: skip
         if config.benchmark_mode:
             _log.warning("benchmark_mode: actions are random, whatever the policy says")
+        if config.num_actors > MAX_ACTORS_PER_COLUMN * config.batch_size:
+            _log.warning(
+                "num_actors=%d is more than %d times batch_size=%d: actions will be learned from "
+                "many updates late, and beyond 20 to 30 that hurts (policy_lag in the reports)",
+                config.num_actors,
+                MAX_ACTORS_PER_COLUMN,
+                config.batch_size,
+            )
         if len(levels_of(config.level_name)) > config.num_groups:
             _log.warning(
                 "num_groups=%d: only the first so many of the %d levels are played",
@@ -271,8 +283,13 @@ class _Run:
             if self.config.level_name == dmlab30.NAME:
                 self._score(row.episodes)
 
+        caller = self.batcher.register()
+
         async def put(unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
+            nonlocal caller
+            caller.close()  # nobody needs to wait for an actor that waits for the learner
             await self.queue.put(unroll, give_back)
+            caller = self.batcher.register()
             self.counters.on_unroll(level_name, group.num_envs)
 
         await act(

@@ -24,14 +24,15 @@ class RMSPropTF(torch.optim.Optimizer):
 
     torch.optim.RMSprop instead starts ms at zero, adds epsilon to the root, and applies the
     learning rate of the *current* step to the whole momentum.  ``param_groups[i]["lr"]`` may be
-    changed between steps.  State per parameter: ``mean_square`` and, with momentum,
+    changed between steps; a tensor of one float also between replays of a step that was recorded
+    as a CUDA graph.  State per parameter: ``mean_square`` and, with momentum,
     ``momentum_buffer``, both in the parameter's memory layout.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float,
+        lr: float | Tensor,
         decay: float = 0.99,
         momentum: float = 0.0,
         epsilon: float = 0.1,
@@ -82,37 +83,57 @@ class RMSPropTF(torch.optim.Optimizer):
         torch._foreach_addcmul_(mean_squares, grads, grads, value=1 - group["decay"])
         roots = torch._foreach_add(mean_squares, group["epsilon"])
         torch._foreach_sqrt_(roots)
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            grads, lr = list(torch._foreach_mul(grads, lr)), 1.0
         if group["momentum"] > 0:
             momenta = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_mul_(momenta, group["momentum"])
-            torch._foreach_addcdiv_(momenta, grads, roots, value=group["lr"])
+            torch._foreach_addcdiv_(momenta, grads, roots, value=lr)
             torch._foreach_sub_(params, momenta)
         else:
-            torch._foreach_addcdiv_(params, grads, roots, value=-group["lr"])
+            torch._foreach_addcdiv_(params, grads, roots, value=-lr)
 
 
 def make_optimizer(config: Config, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     """The optimiser that ``config.optimizer`` names, at its initial learning rate.
 
     For Adam, ``config.momentum`` is beta1, ``config.decay`` beta2, and ``config.epsilon`` is added
-    to the root.
+    to the root.  On CUDA its steps can be recorded as a graph; the learning rate is a tensor there.
     """
     params = list(parameters)
+    rate: float | Tensor = config.learning_rate
+    on_cuda = all(p.device.type == "cuda" for p in params)
+    if on_cuda:
+        rate = torch.tensor(config.learning_rate, device=params[0].device)
     if config.optimizer == "rmsprop":
         return RMSPropTF(
             params,
-            lr=config.learning_rate,
+            lr=rate,
             decay=config.decay,
             momentum=config.momentum,
             epsilon=config.epsilon,
         )
-    return torch.optim.Adam(
+    adam = torch.optim.Adam(
         params,
-        lr=config.learning_rate,
+        lr=rate,
         betas=(config.momentum, config.decay),
         eps=config.epsilon,
         fused=all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params),
+        capturable=on_cuda,
     )
+    # It would warn of steps that are not recorded, as the first ones are.
+    adam._warned_capturable_if_run_uncaptured = True
+    return adam
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Take the next steps at ``rate``; a tensor stays in its place."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @torch.no_grad()

@@ -2,9 +2,11 @@
 
 Decided here, once, from the cores there are; every value is a flag (see ``Config``).
 
-- Environments and inference keep the normal priority: while they have anything to do, the next
-  unroll comes nearer.  The learner's threads take what is left, and, since full queues stop the
-  actors, all of it when there is nothing to act on: no core idles, and none waits for another.
+- Threads that step environments have a lower priority than learning and inference.  A batch is
+  learned from as soon as it is there, with weights that are the fresher for it, and acting fills
+  every gap.  With equal priorities actors run ahead until the full queue stops them, and when the
+  learner's threads end at different times a core idles.  Worker processes keep the normal one:
+  they answer one environment after the other, and a core idled whenever they had to wait.
 - A thread that returns from an operator waits for Python's lock up to the switch interval.
 - On a CPU there are as many learning threads as cores.  They share micro-batches out, each
   operator is computed by one thread.
@@ -19,7 +21,7 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
 class Placement(NamedTuple):
@@ -28,7 +30,7 @@ class Placement(NamedTuple):
     env_threads: int
     inference_threads: int
     learner_threads: int
-    learner_niceness: int
+    env_niceness: int
     switch_interval_ms: float
 
 
@@ -37,13 +39,17 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def place(num_cores: int, num_groups: int, group_size: int) -> Placement:
-    """The placement for ``num_groups`` groups of ``group_size`` environments each."""
+def place(num_cores: int, num_groups: int, group_size: int, in_workers: bool) -> Placement:
+    """The placement for ``num_groups`` groups of ``group_size`` environments each.
+
+    Args:
+      in_workers: whether a group is a process of its own, rather than threads of this one.
+    """
     return Placement(
         env_threads=max(1, min(group_size, num_cores // num_groups)),
         inference_threads=max(1, num_cores // 8),
         learner_threads=num_cores,
-        learner_niceness=5,
+        env_niceness=0 if in_workers else 10,
         switch_interval_ms=0.5,
     )
 
@@ -59,10 +65,13 @@ def keep_freed_memory() -> None:
     """Let the C library reuse freed memory instead of giving it back to the kernel.
 
     An update frees and allocates the same large arrays over and over; by default each of them
-    costs a page fault per 4 KB.  Does nothing where the library is not glibc.
+    costs a page fault per 4 KB.  Best called before there are threads: those that were there keep
+    an arena of their own.  Does nothing where the library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
+        # A second arena could not hold what is larger than 64 MB, and would map it each time.
+        mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, 1 << 30)
         mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 

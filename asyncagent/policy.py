@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from asyncagent.config import Config
+from asyncagent.cuda import Graphs, Lane, Mark, copy_all, is_reached, mark
+from asyncagent.cuda_acting import PaddedBatches
 from asyncagent.distributions import mode, sample
 from asyncagent.errors import UsageError
 from asyncagent.structs import ActionSpace, Nest, PolicyStep, map_nest
@@ -22,26 +25,48 @@ class Snapshot(NamedTuple):
     version: int
     parameters: tuple[Tensor, ...]
     buffers: tuple[Tensor, ...]
-    ready: torch.cuda.Event | None
-    """On CUDA: recorded when the copy was complete."""
+    ready: Mark
+    """Reached when the copy is complete."""
 
 
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is a device. UsageError for what is not there."""
+def resolve_device(name: str, flag: str = "device") -> torch.device:
+    """``auto`` is CUDA where there is a device. UsageError, naming ``flag``, for what is not there.
+
+    A CUDA device comes with its index.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"device={name!r} must be auto, cpu, cuda or cuda:N") from None
+        raise UsageError(f"{flag}={name!r} must be auto, cpu, cuda or cuda:N") from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise UsageError(f"device={name!r} must be auto, cpu, cuda or cuda:N")
+        raise UsageError(f"{flag}={name!r} must be auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if (device.index or 0) >= count:
-        raise UsageError(f"device={name!r} is not there: torch sees {count} CUDA devices")
-    return device
+        raise UsageError(f"{flag}={name!r} is not there: torch sees {count} CUDA devices")
+    return torch.device("cuda", device.index or 0)
+
+
+def resolve_devices(config: Config) -> tuple[torch.device, torch.device]:
+    """(learner_device, inference_device).
+
+    A device left at ``auto`` is what ``device`` says; where that is ``auto`` too, two CUDA devices
+    take one each, and one takes both.
+    """
+    learner, inference = config.learner_device, config.inference_device
+    if learner == inference == config.device == "auto" and torch.cuda.device_count() > 1:
+        learner, inference = "cuda:0", "cuda:1"
+    return (
+        _own_or_common("learner_device", learner, config.device),
+        _own_or_common("inference_device", inference, config.device),
+    )
+
+
+def _own_or_common(flag: str, name: str, common: str) -> torch.device:
+    return resolve_device(common) if name == "auto" else resolve_device(name, flag)
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
@@ -76,8 +101,9 @@ def _bfloat16_is_faster() -> bool:
 class Policy:
     """Acts with the newest published weights, on a copy of the net in evaluation mode.
 
-    ``publish`` may be called from any thread; ``infer`` belongs to one thread, which takes new
-    weights between batches only: no batch ever sees torn weights.
+    ``publish`` may be called from any thread, one at a time; ``infer`` belongs to one thread, which
+    takes new weights between batches only: no batch ever sees torn weights.  On CUDA these are the
+    newest whose copy is complete; inference never waits for an update.
     """
 
     def __init__(
@@ -102,17 +128,22 @@ class Policy:
         self._dtypes = [
             dtype if name in low else parameter.dtype for name, parameter in net.named_parameters()
         ]
-        self._stream: Any = None
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._loaded: Snapshot | None = None
-        self._current: Snapshot
+        self._published: tuple[Snapshot, ...] = ()
+        self._padded: PaddedBatches | None = None
+        self._lane = Lane(device)
+        if device.type == "cuda":
+            # Graphs need weights that stay in their place.
+            for parameter, low_dtype in zip(self._net.parameters(), self._dtypes, strict=True):
+                parameter.data = parameter.data.to(low_dtype)
+            graphs = Graphs("inference", self._lane)
+            self._padded = PaddedBatches(self._forward, self._choose, actions, graphs)
         self.publish(0, net)
 
     @property
     def version(self) -> int:
         """Number of updates in the newest published weights."""
-        return self._current.version
+        return self._published[-1].version
 
     def initial_state(self, num_rows: int) -> Nest:
         """Core state before the first row: nest of float32 numpy arrays [num_rows, ...]."""
@@ -121,17 +152,18 @@ class Policy:
 
     def publish(self, version: int, net: nn.Module) -> None:
         """Copy the weights of ``net`` and let the next batch act with them."""
-        with torch.no_grad():
-            parameters = tuple(
-                parameter.detach().to(self.device, dtype, copy=True)
-                for parameter, dtype in zip(net.parameters(), self._dtypes, strict=True)
-            )
-            buffers = tuple(buffer.to(self.device, copy=True) for buffer in net.buffers())
+        parameters = [parameter.detach() for parameter in net.parameters()]
+        copies = [
+            torch.empty_like(parameter, dtype=dtype, device=self.device)
+            for parameter, dtype in zip(parameters, self._dtypes, strict=True)
+        ]
+        buffers = [torch.empty_like(buffer, device=self.device) for buffer in net.buffers()]
+        copy_all((*copies, *buffers), (*parameters, *net.buffers()))
         ready = None
-        if self._stream is not None:
-            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            ready.record(torch.cuda.current_stream(self.device))
-        self._current = Snapshot(version, parameters, buffers, ready)
+        if self.device.type == "cuda":
+            ready = mark(torch.cuda.current_stream(self.device))
+        new = Snapshot(version, tuple(copies), tuple(buffers), ready)
+        self._published = _newest_reached((*self._published, new))
 
     def infer(
         self, observation: Nest, reward: np.ndarray, last_action: np.ndarray, first: np.ndarray,
@@ -142,22 +174,38 @@ class Policy:
             # torch keeps the operator thread count per calling thread.
             torch.set_num_threads(self._num_threads)
             self._threads_set = True
+        if self._padded is not None:
+            return self._infer_padded(observation, reward, last_action, first, core_state)
         snapshot = self._load()
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            inputs = map_nest(self._to_device, (observation, reward, last_action, first))
-            rows = map_nest(lambda leaf: leaf.unsqueeze(0), inputs)
-            state = map_nest(self._to_device, core_state)
-            with torch.autocast(
-                self.device.type, self._dtype, enabled=self._dtype != torch.float32
-            ):
-                logits, _, state = self._net(*rows, state)
-            logits = logits.squeeze(0).float()
-            if self._random_actions:
-                logits = torch.zeros_like(logits)
+        with torch.inference_mode():
+            inputs = map_nest(
+                torch.from_numpy, (observation, reward, last_action, first, core_state)
+            )
+            logits, state = self._forward(*inputs)
             action = self._choose(logits)
             logits, action, state = map_nest(_to_numpy, (logits, action, state))
         version = np.full(len(action), snapshot.version, np.int64)
         return PolicyStep(action, logits, state, version)
+
+    def _infer_padded(self, *inputs: Nest) -> PolicyStep:
+        assert self._padded is not None
+        num_rows = len(inputs[1])
+        # In inference mode, operators that only CUDA spares from reading back look alike.
+        with torch.no_grad(), self._lane.use():
+            snapshot = self._load()
+            action, logits, state = self._padded(inputs, num_rows)
+        return PolicyStep(action, logits, state, np.full(num_rows, snapshot.version, np.int64))
+
+    def _forward(
+        self, observation: Nest, reward: Tensor, last_action: Tensor, first: Tensor,
+        core_state: Nest,
+    ) -> tuple[Tensor, Nest]:  # fmt: skip
+        """Logits float32 [N, A] and core state of tensors [N, ...]."""
+        rows = map_nest(lambda leaf: leaf.unsqueeze(0), (observation, reward, last_action, first))
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            logits, _, state = self._net(*rows, core_state)
+        logits = logits.squeeze(0).float()
+        return torch.zeros_like(logits) if self._random_actions else logits, state
 
     def generator_state(self) -> Tensor:
         """State of the action sampler, uint8; any thread."""
@@ -176,20 +224,27 @@ class Policy:
             return sample(self._actions, logits, self._generator)
 
     def _load(self) -> Snapshot:
-        snapshot = self._current
+        snapshot = _newest_reached(self._published)[0]
         if snapshot is not self._loaded:
-            if snapshot.ready is not None and self._stream is not None:
-                self._stream.wait_event(snapshot.ready)
-            for parameter, value in zip(self._net.parameters(), snapshot.parameters, strict=True):
-                parameter.data = value
-            for buffer, value in zip(self._net.buffers(), snapshot.buffers, strict=True):
-                buffer.data = value
+            targets = (*self._net.parameters(), *self._net.buffers())
+            values = (*snapshot.parameters, *snapshot.buffers)
+            if self._padded is None:
+                for target, value in zip(targets, values, strict=True):
+                    target.data = value
+            else:
+                self._lane.after(snapshot.ready)
+                copy_all(targets, values)
+            # Kept until the next is loaded, when this copy, as the batch it was for, is done.
             self._loaded = snapshot
         return snapshot
 
-    def _to_device(self, array: np.ndarray) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self._stream is None else tensor.to(self.device, non_blocking=True)
+
+def _newest_reached(snapshots: tuple[Snapshot, ...]) -> tuple[Snapshot, ...]:
+    """Without those that are older than the newest whose copy is complete; never none."""
+    for index in reversed(range(len(snapshots))):
+        if is_reached(snapshots[index].ready):
+            return snapshots[index:]
+    return snapshots
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

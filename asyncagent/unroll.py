@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -257,17 +257,24 @@ def gather_columns(parts: list[Columns]) -> Unroll:
     return unroll
 
 
-def split_columns(parts: list[Columns], size: int) -> list[list[Columns]]:
-    """Cut the columns of ``parts`` into runs of at most ``size``, in order."""
-    runs: list[list[Columns]] = [[]]
-    room = size
-    for unroll, start, stop in parts:
-        while start < stop:
-            if room == 0:
-                runs.append([])
-                room = size
-            end = min(stop, start + room)
+def split_columns(parts: list[Columns], sizes: Iterable[int]) -> list[list[Columns]]:
+    """Cut the columns of ``parts`` into runs of the given sizes, in order.
+
+    ValueError if the sizes do not add up to the columns that there are.
+    """
+    runs: list[list[Columns]] = []
+    waiting = deque(parts)
+    for size in sizes:
+        runs.append([])
+        while size:
+            if not waiting:
+                raise ValueError("there are fewer columns than the sizes add up to")
+            unroll, start, stop = waiting.popleft()
+            end = min(stop, start + size)
             runs[-1].append(Columns(unroll, start, end))
-            room -= end - start
-            start = end
+            size -= end - start
+            if end < stop:
+                waiting.appendleft(Columns(unroll, end, stop))
+    if waiting:
+        raise ValueError("there are more columns than the sizes add up to")
     return runs

@@ -31,11 +31,15 @@ ORDER = (
     "lstm",
     "bodies",
     "models",
+    "cuda",
+    "cuda_acting",
     "policy",
     "unroll",
     "actor",
     "losses",
+    "shares",
     "optim",
+    "cuda_learning",
     "learner",
     "checkpoint",
     "video",
@@ -44,6 +48,7 @@ ORDER = (
     "remote",
     "loop",
     "host",
+    "bench",
     "__init__",
     "commands",
     "__main__",
@@ -106,7 +111,7 @@ class Tree:
     def _visible_from(self, layer: str) -> tuple[str, ...]:
         if layer not in ORDER:
             return ORDER  # test_every_module_has_its_place says so
-        inside = (layer,) if layer in ("envs", "commands") else ()
+        inside = (layer,) if layer in ("envs", "bench", "commands") else ()
         return ORDER[: ORDER.index(layer)] + inside
 
     def loads(self, name: str) -> set[str]:

@@ -16,7 +16,7 @@ from asyncagent.placement import last_level_cache_bytes, lower_priority, place
 def test_threads_follow_the_cores(num_cores: int) -> None:
     """Every core has a learning thread; environment threads do not outnumber cores by much."""
     groups = max(4, num_cores)
-    placement = place(num_cores, groups, 16)
+    placement = place(num_cores, groups, 16, in_workers=False)
     assert placement.learner_threads == num_cores
     assert 1 <= placement.inference_threads <= num_cores
     assert placement.env_threads * groups <= max(groups, num_cores)
@@ -44,7 +44,7 @@ def test_cache_size_is_plausible() -> None:
 
 def test_flags_override_the_placement() -> None:
     """Each value is a flag, and checked as one."""
-    config = resolve("atari_pong", learner_threads=3, learner_niceness=0)
-    assert (config.learner_threads, config.learner_niceness) == (3, 0)
-    with pytest.raises(ConfigError, match=r"learner_niceness=20 must be in \[0, 19\]"):
-        resolve("atari_pong", learner_niceness=20)
+    config = resolve("atari_pong", learner_threads=3, env_niceness=0)
+    assert (config.learner_threads, config.env_niceness) == (3, 0)
+    with pytest.raises(ConfigError, match=r"env_niceness=20 must be in \[0, 19\]"):
+        resolve("atari_pong", env_niceness=20)

@@ -143,6 +143,8 @@ def test_published_weights_are_a_copy(device: str) -> None:
             parameter.add_(1.0)
     assert np.array_equal(infer(policy, 4).logits, before)
     policy.publish(7, net)
+    if device == "cuda":
+        torch.cuda.synchronize()  # a copy that is not complete is not waited for
     after = infer(policy, 4)
     assert not np.allclose(after.logits, before)
     assert after.policy_version.tolist() == [7] * 4

@@ -168,14 +168,20 @@ def test_gather_keeps_columns_and_their_state_together() -> None:
     assert batch.observation.flags.c_contiguous
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
-def test_split_covers_every_column_once(size: int) -> None:
-    """Runs hold at most ``size`` columns and together all of them, in order."""
+@pytest.mark.parametrize("sizes", [[7], [1] * 7, [3, 1, 3], [2, 5], [6, 1]])
+def test_split_covers_every_column_once(sizes: list[int]) -> None:
+    """Runs have the sizes asked for and together all columns, in order."""
     parts = [Columns(unroll(3, 1), 1, 3), Columns(unroll(4, 2), 0, 4), Columns(unroll(2, 3), 0, 1)]
-    runs = split_columns(parts, size)
+    runs = split_columns(parts, sizes)
     assert [mark for run in runs for mark in taken(run)] == taken(parts)
-    assert all(1 <= len(taken(run)) <= size for run in runs)
-    assert len(runs) == -(-7 // size)
+    assert [len(taken(run)) for run in runs] == sizes
+
+
+@pytest.mark.parametrize("sizes", [[3, 3], [8], [7, 1], []])
+def test_split_refuses_sizes_that_do_not_add_up(sizes: list[int]) -> None:
+    """No column is learned from twice, none is forgotten."""
+    with pytest.raises(ValueError, match="columns than the sizes add up to"):
+        split_columns([Columns(unroll(4, 1), 0, 4), Columns(unroll(3, 2), 0, 3)], sizes)
 
 
 def test_a_writer_wants_a_whole_unroll() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncagent.commands.cli import parse, value_of
-from asyncagent.config import PRESETS, Config, resolve, split_groups
+from asyncagent.config import PRESETS, TUNED_FLAGS, Config, resolve, split_groups
 from asyncagent.envs import check_level
 from asyncagent.errors import ConfigError, UsageError
 
@@ -46,6 +47,9 @@ def configure(arguments: Sequence[str]) -> Config:
                 "leave --preset out to resume it, or use another --logdir"
             )
         base = before
+    tuned = value_of(arguments, "tuned")
+    if tuned:
+        base = read_tuned(Path(tuned), base)
     num_actors = value_of(arguments, "num_actors")
     if num_actors and num_actors.isdigit() and not value_of(arguments, "num_groups"):
         count = int(num_actors)
@@ -75,6 +79,25 @@ def run(config: Config) -> int:
         f"checkpoint in {config.logdir}"
     )
     return 0
+
+
+def read_tuned(path: Path, base: Config) -> Config:
+    """``base`` with the flags that ``asyncagent tune`` found; ConfigError if they do not fit."""
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"tuned={str(path)!r}: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(
+            f"tuned={str(path)!r} is not JSON: make it with asyncagent tune"
+        ) from None
+    flags = found.get("flags") if isinstance(found, dict) else None
+    if not isinstance(flags, dict) or not set(flags) <= set(TUNED_FLAGS):
+        raise ConfigError(
+            f"tuned={str(path)!r} must have an object 'flags' with some of {', '.join(TUNED_FLAGS)}"
+        )
+    whole = dataclasses.asdict(base) | flags
+    return Config.from_json(json.dumps(whole), path)
 
 
 def _recorded(logdir: Path) -> Config | None:

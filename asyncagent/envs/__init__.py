@@ -154,7 +154,8 @@ def make_group(
 ) -> EnvGroup:  # fmt: skip
     """A group of ``num_envs`` environments of one level.
 
-    Making many emulators takes seconds; any thread may do it.  Group i of a run of groups of E
+    Making many emulators takes seconds; any thread may do it, and those that step them inherit
+    its priority.  Group i of a run of groups of E
     environments has ``first_env_index = i * E``: every environment's seed is derived from
     ``seed`` and its index in the whole run (see ``base.env_seeds``).
 
@@ -199,4 +200,5 @@ def make_group(
         name=name,
         timeout_s=config.env_timeout_s,
         max_failures=config.max_env_failures,
+        niceness=config.env_niceness,
     )

@@ -188,6 +188,8 @@ class Hello(NamedTuple):
     """One per environment."""
     spec: EnvSpec | None
     """What the environments must be like; None to be told."""
+    niceness: int = 0
+    """Added to the worker's nice value, in [0, 19]."""
 
     def encode(self) -> bytes:
         """The message; UsageError if the recipe's options are not JSON, or too long."""
@@ -196,6 +198,7 @@ class Hello(NamedTuple):
             "options": dict(self.recipe.options),
             "seeds": self.seeds,
             "spec": None if self.spec is None else spec_to_json(self.spec),
+            "niceness": self.niceness,
         }
         try:
             return encode_message(words)
@@ -208,7 +211,7 @@ class Hello(NamedTuple):
         words = read_message(memory)
         recipe = EnvRecipe(words["maker"], words["options"])
         spec = None if words["spec"] is None else spec_from_json(words["spec"])
-        return cls(recipe, tuple(words["seeds"]), spec)
+        return cls(recipe, tuple(words["seeds"]), spec, words["niceness"])
 
 
 def next_seed(seed: int) -> int:

@@ -73,6 +73,7 @@ class WorkerGroup:
         name: str,
         timeout_s: float,
         max_failures: int,
+        niceness: int = 0,
         pause_s: Callable[[int], float] = pause_s,
         close_timeout_s: float = 5.0,
     ) -> None:
@@ -87,12 +88,13 @@ class WorkerGroup:
           timeout_s: the worker is replaced if one call of one environment takes longer.
           max_failures: give up once an environment, or the worker with none of its environments at
             work, failed so often without ending an episode or 1,000 steps in between; >= 1.
+          niceness: added to the worker's nice value, in [0, 19].
           pause_s: ``pause_s(failures in a row)``, seconds to wait before a replacement is made.
           close_timeout_s: how long ``close`` waits for the environments to be closed.
 
         Raises UsageError if the recipe's options are not JSON.
         """
-        Hello(recipe, tuple(seeds), spec).encode()
+        Hello(recipe, tuple(seeds), spec, niceness).encode()
         self.spec = spec
         self.num_envs = len(seeds)
         self.name = name
@@ -100,6 +102,7 @@ class WorkerGroup:
         self._level_name = level_name
         self._seeds = list(seeds)
         self._timeout_s = timeout_s
+        self._niceness = niceness
         self._pause_s = pause_s
         self._close_timeout_s = close_timeout_s
         self._failures = Failures(self.num_envs, max_failures)
@@ -206,7 +209,7 @@ class WorkerGroup:
         self._turns = turns = _turns.setdefault(loop, asyncio.Semaphore(MAX_STARTING))
         await turns.acquire()
         try:
-            hello = Hello(self._recipe, tuple(self._seeds), self.spec)
+            hello = Hello(self._recipe, tuple(self._seeds), self.spec, self._niceness)
             self._process = WorkerProcess(self.name, hello, self._timeout_s, turns.release)
         except OSError as error:
             turns.release()

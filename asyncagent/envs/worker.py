@@ -327,6 +327,7 @@ def _start_guard(lifeline: int) -> None:
 
 def _serve(requests: int, answers: int, memory: mmap) -> None:
     hello = Hello.read(memory)
+    os.nice(hello.niceness)
     make = find_maker(hello.recipe)
     marks = marks_in(memory)
     if hello.spec is None:
