@@ -258,10 +258,10 @@ class SentenceBody(Body):
         self.core = LstmCore(20, self.num_features)
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return self.encode(x)  # nothing may be read back while a graph is recorded
         # Most levels say nothing. Reading the longest length back costs less than a word does.
         x = x[:, : max(1, int((x > 0).any(0).sum()))]
-        if x.device.type != "cpu":
-            return self.encode(x)
         # Most rows of a batch say the same.
         sentences, which = torch.unique(x, dim=0, return_inverse=True)
         return self.encode(sentences)[which]
