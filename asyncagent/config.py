@@ -371,7 +371,7 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
         values |= _DMLAB
     elif preset == "paper":
         # The batch is the paper's 32 on any machine: at most 16 actors per column.
-        size = max(4, min(32 if family == "atari" else 16, 16 * 32 // groups))
+        size = max(4, min(64 if family == "atari" else 16, 16 * 32 // groups))
     else:
         # The same algorithm on any machine: more cores step the same few environments faster.
         groups = 2 if num_cores <= 2 else 4
