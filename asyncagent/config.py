@@ -27,8 +27,8 @@ NETS = ("auto", "shallow", "deep", "ancestor", "mlp")
 MAX_ACTORS_PER_COLUMN = 16
 """More environments per column of a batch than this make the policy lag too large."""
 TUNED_FLAGS = (
-    *("num_actors", "num_groups", "env_threads", "env_niceness", "inference_threads"),
-    *("learner_threads", "min_inference_rows"),
+    *("num_actors", "num_groups", "env_threads", "env_niceness", "pin_workers"),
+    *("inference_threads", "learner_threads", "min_inference_rows"),
 )
 """What changes speed alone, and is asyncagent tune's to choose."""
 _POSITIVE = (
@@ -150,6 +150,8 @@ class Config:
     """On a CPU, threads that share the micro-batches of an update out."""
     env_niceness: int = 0
     """Added to the nice value of what steps environments, in [0, 19]: learning goes first."""
+    pin_workers: bool = False
+    """Deal worker processes out to the cores for good, where their number allows it."""
     micro_batch_rows: int = 0
     """On a CPU, learn from so many rows at a time; 0: as many as fit the cache."""
     min_inference_rows: int = 1
@@ -385,7 +387,14 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
     if preset == "workstation" and family == "doom":
         values |= _DOOM_WORKSTATION
     values |= {"num_groups": groups, "num_actors": size * groups}
-    return place(num_cores, groups, size, in_workers(level_name))._asdict() | values
+    placement = place(
+        num_cores,
+        groups,
+        size,
+        in_workers=in_workers(level_name),
+        even_steps=family == "doom" and levels == 1,
+    )
+    return placement._asdict() | values
 
 
 def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
@@ -397,7 +406,16 @@ def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
     values = preset_values(level_name, preset, cores()) | flags
     if "num_actors" in flags and "num_groups" not in flags and values["num_actors"] >= 1:
         values["num_groups"] = split_groups(level_name, values["num_actors"], values["num_groups"])
+    if "min_inference_rows" not in flags and family_of(level_name) == "doom":
+        values["min_inference_rows"] = _rows_of_two_groups(
+            values["num_actors"], values["num_groups"]
+        )
     return Config(**values)
+
+
+def _rows_of_two_groups(num_actors: int, num_groups: int) -> int:
+    # Half of four groups: a recurrent net's batch is worth waiting for, while the others step.
+    return 1 if num_groups < 4 else 2 * (num_actors // num_groups)
 
 
 def split_groups(level_name: str, num_actors: int, wanted: int) -> int:

@@ -7,6 +7,9 @@ Decided here, once, from the cores there are; every value is a flag (see ``Confi
   every gap.  With equal priorities actors run ahead until the full queue stops them, and when the
   learner's threads end at different times a core idles.  Worker processes keep the normal one:
   they answer one environment after the other, and a core idled whenever they had to wait.
+- Where steps take about the same time everywhere, worker processes, with the engines they start,
+  are dealt out to the cores and stay there: worker and engine take turns, and do so without
+  waking another core, nor a cold cache.
 - A thread that returns from an operator waits for Python's lock up to the switch interval.
 - On a CPU there are as many learning threads as cores.  They share micro-batches out, each
   operator is computed by one thread.
@@ -31,6 +34,7 @@ class Placement(NamedTuple):
     inference_threads: int
     learner_threads: int
     env_niceness: int
+    pin_workers: bool
     switch_interval_ms: float
 
 
@@ -39,19 +43,29 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def place(num_cores: int, num_groups: int, group_size: int, in_workers: bool) -> Placement:
+def place(
+    num_cores: int, num_groups: int, group_size: int, *, in_workers: bool, even_steps: bool
+) -> Placement:
     """The placement for ``num_groups`` groups of ``group_size`` environments each.
 
     Args:
       in_workers: whether a group is a process of its own, rather than threads of this one.
+      even_steps: whether every group has as much to do as the others, resets included.
     """
     return Placement(
         env_threads=max(1, min(group_size, num_cores // num_groups)),
         inference_threads=max(1, num_cores // 8),
         learner_threads=num_cores,
         env_niceness=0 if in_workers else 10,
+        pin_workers=in_workers and even_steps,
         switch_interval_ms=0.5,
     )
+
+
+def core_of_worker(index: int, num_workers: int) -> int | None:
+    """The core that a pinned worker keeps to; None, any, where some would get more than others."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return None if num_workers % len(allowed) else allowed[index % len(allowed)]
 
 
 def lower_priority(niceness: int) -> None:

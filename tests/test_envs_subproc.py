@@ -60,6 +60,7 @@ def make(
     spec: EnvSpec = COUNTER_SPEC,
     max_failures: int = 3,
     close_timeout_s: float = 60.0,
+    core: int | None = None,
     **options: Any,
 ) -> WorkerGroup:
     """A group of environments out of ``faulty_envs``."""
@@ -73,6 +74,7 @@ def make(
         max_failures=max_failures,
         pause_s=lambda failures: 0.0,
         close_timeout_s=close_timeout_s,
+        core=core,
     )
 
 
@@ -305,6 +307,17 @@ def test_close_lets_the_environments_close(tmp_path: Path) -> None:
                 await group.step(STAY)
 
     run(body, make(tape=str(tape)))
+
+
+def test_worker_keeps_to_its_core() -> None:
+    """All of its threads' turns are on the one core that it was given."""
+    last = max(os.sched_getaffinity(0))
+
+    async def body(group: WorkerGroup) -> None:
+        row = await group.reset()
+        assert os.sched_getaffinity(pid_of(row)) == {last}
+
+    run(body, make(core=last))
 
 
 def test_close_without_reset() -> None:

@@ -9,14 +9,14 @@ import pytest
 
 from asyncagent.config import resolve
 from asyncagent.errors import ConfigError
-from asyncagent.placement import last_level_cache_bytes, lower_priority, place
+from asyncagent.placement import core_of_worker, last_level_cache_bytes, lower_priority, place
 
 
 @pytest.mark.parametrize("num_cores", [1, 2, 8, 64])
 def test_threads_follow_the_cores(num_cores: int) -> None:
     """Every core has a learning thread; environment threads do not outnumber cores by much."""
     groups = max(4, num_cores)
-    placement = place(num_cores, groups, 16, in_workers=False)
+    placement = place(num_cores, groups, 16, in_workers=False, even_steps=True)
     assert placement.learner_threads == num_cores
     assert 1 <= placement.inference_threads <= num_cores
     assert placement.env_threads * groups <= max(groups, num_cores)
@@ -40,6 +40,28 @@ def test_one_threads_priority_is_lowered() -> None:
 def test_cache_size_is_plausible() -> None:
     """Between a quarter of a megabyte and a gigabyte."""
     assert 1 << 18 <= last_level_cache_bytes() <= 1 << 30
+
+
+def test_workers_are_dealt_out_to_the_cores_there_are() -> None:
+    """In turn, and only where every core gets as many; a flag has its way."""
+    allowed = sorted(os.sched_getaffinity(0))
+    count = 2 * len(allowed)
+    assert [core_of_worker(index, count) for index in range(count)] == allowed * 2
+    if len(allowed) > 1:
+        assert core_of_worker(0, count + 1) is None
+    assert place(4, 4, 16, in_workers=True, even_steps=True).pin_workers
+    assert not place(4, 4, 16, in_workers=True, even_steps=False).pin_workers
+    assert not place(4, 4, 16, in_workers=False, even_steps=True).pin_workers
+    assert resolve("doom_basic").pin_workers
+    assert not resolve("doom_basic", pin_workers=False).pin_workers
+    assert not resolve("doom_basic,doom_corridor").pin_workers
+
+
+def test_doom_infers_two_groups_together() -> None:
+    """Half of the actors there are, whatever their number, where that leaves two to step."""
+    assert resolve("doom_basic", num_actors=32, num_groups=4).min_inference_rows == 16
+    assert resolve("doom_basic", num_actors=32, num_groups=2).min_inference_rows == 1
+    assert resolve("doom_basic", min_inference_rows=5).min_inference_rows == 5
 
 
 def test_flags_override_the_placement() -> None:

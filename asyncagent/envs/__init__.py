@@ -16,6 +16,7 @@ from asyncagent.envs import atari, dmlab, dmlab30, doom, gym, subproc, toy
 from asyncagent.envs.base import EnvGroup, EnvRecipe, env_seeds
 from asyncagent.envs.pool import Engine, PoolGroup
 from asyncagent.errors import UsageError
+from asyncagent.placement import core_of_worker
 from asyncagent.structs import EnvSpec
 
 __all__ = ["check_level", "env_spec", "family_of", "level_names", "levels_of", "make_group"]
@@ -192,6 +193,9 @@ def make_group(
             num_threads=config.env_threads,
         )
         return PoolGroup(engine, level_name=level_name, name=name)
+    core = None
+    if config.pin_workers:
+        core = core_of_worker(first_env_index // num_envs, config.num_groups)
     return subproc.WorkerGroup(
         _recipe(config, level_name, test),
         spec,
@@ -201,4 +205,5 @@ def make_group(
         timeout_s=config.env_timeout_s,
         max_failures=config.max_env_failures,
         niceness=config.env_niceness,
+        core=core,
     )

@@ -190,6 +190,8 @@ class Hello(NamedTuple):
     """What the environments must be like; None to be told."""
     niceness: int = 0
     """Added to the worker's nice value, in [0, 19]."""
+    core: int | None = None
+    """The one core that the worker and its children may use; None: any."""
 
     def encode(self) -> bytes:
         """The message; UsageError if the recipe's options are not JSON, or too long."""
@@ -199,6 +201,7 @@ class Hello(NamedTuple):
             "seeds": self.seeds,
             "spec": None if self.spec is None else spec_to_json(self.spec),
             "niceness": self.niceness,
+            "core": self.core,
         }
         try:
             return encode_message(words)
@@ -211,7 +214,7 @@ class Hello(NamedTuple):
         words = read_message(memory)
         recipe = EnvRecipe(words["maker"], words["options"])
         spec = None if words["spec"] is None else spec_from_json(words["spec"])
-        return cls(recipe, tuple(words["seeds"]), spec, words["niceness"])
+        return cls(recipe, tuple(words["seeds"]), spec, words["niceness"], words["core"])
 
 
 def next_seed(seed: int) -> int:

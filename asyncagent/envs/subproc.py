@@ -74,6 +74,7 @@ class WorkerGroup:
         timeout_s: float,
         max_failures: int,
         niceness: int = 0,
+        core: int | None = None,
         pause_s: Callable[[int], float] = pause_s,
         close_timeout_s: float = 5.0,
     ) -> None:
@@ -89,12 +90,13 @@ class WorkerGroup:
           max_failures: give up once an environment, or the worker with none of its environments at
             work, failed so often without ending an episode or 1,000 steps in between; >= 1.
           niceness: added to the worker's nice value, in [0, 19].
+          core: the one core that the worker and what it starts may use; None: any.
           pause_s: ``pause_s(failures in a row)``, seconds to wait before a replacement is made.
           close_timeout_s: how long ``close`` waits for the environments to be closed.
 
         Raises UsageError if the recipe's options are not JSON.
         """
-        Hello(recipe, tuple(seeds), spec, niceness).encode()
+        Hello(recipe, tuple(seeds), spec, niceness, core).encode()
         self.spec = spec
         self.num_envs = len(seeds)
         self.name = name
@@ -103,6 +105,7 @@ class WorkerGroup:
         self._seeds = list(seeds)
         self._timeout_s = timeout_s
         self._niceness = niceness
+        self._core = core
         self._pause_s = pause_s
         self._close_timeout_s = close_timeout_s
         self._failures = Failures(self.num_envs, max_failures)
@@ -209,7 +212,7 @@ class WorkerGroup:
         self._turns = turns = _turns.setdefault(loop, asyncio.Semaphore(MAX_STARTING))
         await turns.acquire()
         try:
-            hello = Hello(self._recipe, tuple(self._seeds), self.spec, self._niceness)
+            hello = Hello(self._recipe, tuple(self._seeds), self.spec, self._niceness, self._core)
             self._process = WorkerProcess(self.name, hello, self._timeout_s, turns.release)
         except OSError as error:
             turns.release()

@@ -328,6 +328,8 @@ def _start_guard(lifeline: int) -> None:
 def _serve(requests: int, answers: int, memory: mmap) -> None:
     hello = Hello.read(memory)
     os.nice(hello.niceness)
+    if hello.core is not None:
+        os.sched_setaffinity(0, {hello.core})
     make = find_maker(hello.recipe)
     marks = marks_in(memory)
     if hello.spec is None:
