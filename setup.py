@@ -19,13 +19,18 @@ setup(
     package_data={"asyncagent": ["py.typed", "**/*.json"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
+        # Actor hosts: small typed headers, compression of observations, sockets with CURVE.
+        "lz4>=4.3",
+        "msgspec>=0.19",
         "numpy>=2.0",
         "optree>=0.15",
+        "pyzmq>=26",
         "rich>=13.7",
         "tensorboard>=2.18",
         "torch>=2.11",
         "tyro>=0.9",
         "uvloop>=0.21",
+        "zstandard>=0.23",
     ],
     extras_require={
         # Other machines have no envpool wheels: there, atari_backend=ale plays the same games.

@@ -15,6 +15,8 @@ from asyncagent.placement import keep_freed_memory
 
 COMMANDS = {
     "train": "train an agent, or resume the run found in --logdir",
+    "actors": "run environments for a learner elsewhere",
+    "keys": "make a key pair for encrypted actor hosts",
     "test": "play fresh episodes with a run's newest checkpoint",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",

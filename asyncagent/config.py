@@ -165,6 +165,23 @@ class Config:
     switch_interval_ms: float = 5.0
     """Longest that a Python thread keeps others waiting (sys.setswitchinterval)."""
 
+    # Actor hosts: other processes or machines that act for this learner.
+    listen: str = ""
+    """Accept actor hosts there, e.g. tcp://0.0.0.0:5555 (num_actors=0: no actors but theirs)."""
+    secret_key: str = ""
+    """This learner's secret key file (see asyncagent keys): connections are encrypted."""
+    allowed_keys: str = ""
+    """Folder of the public key files of the hosts that may connect; read again when it changes."""
+    insecure: bool = False
+    """Listen beyond this machine without keys: whoever reaches the port can send data and read the
+    weights."""
+    max_policy_lag: int = 20
+    """A host whose weights are more updates old waits for new ones before its next unroll."""
+    weights_precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that travel to hosts."""
+    compression: Literal["none", "lz4", "zstd"] = "none"
+    """Of the observations that travel from hosts."""
+
     # Reports.
     checkpoint_interval_s: float = 600.0
     """Seconds between checkpoints (one is also written at the end and at the first Ctrl-C)."""
@@ -176,8 +193,16 @@ class Config:
     """End the run, showing all stacks, once an actor or the learner has not moved so long."""
 
     def __post_init__(self) -> None:
-        for name in ("total_environment_frames", "num_actors", "num_groups", "unroll_length"):
+        for name in ("total_environment_frames", "unroll_length", "max_policy_lag"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
+        least = 0 if self.listen else 1
+        for name in ("num_actors", "num_groups"):
+            self._check(name, getattr(self, name) >= least, f">= {least}")
+        if (self.num_actors == 0) != (self.num_groups == 0):
+            raise ConfigError(
+                f"num_actors={self.num_actors} and num_groups={self.num_groups} must both be 0 or "
+                "both be more"
+            )
         for name in ("num_action_repeats", "batch_size", "env_threads", "epochs_per_batch"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
         for name in ("inference_threads", "learner_threads", "width", "height", "max_env_failures"):
@@ -212,7 +237,7 @@ class Config:
         self._check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
         self._check(
             "num_groups",
-            self.num_actors % self.num_groups == 0,
+            self.num_groups == 0 or self.num_actors % self.num_groups == 0,
             f"a divisor of num_actors={self.num_actors}: groups are of equal size",
         )
         self._check("level_name", bool(self.level_name), "not empty")
@@ -234,8 +259,8 @@ class Config:
 
     @property
     def group_size(self) -> int:
-        """Environments per group, E."""
-        return self.num_actors // self.num_groups
+        """Environments per group, E; 0 where only hosts act."""
+        return self.num_actors // max(1, self.num_groups)
 
     def to_json(self) -> str:
         """The resolved configuration as an indented JSON object."""
@@ -404,6 +429,8 @@ def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
     or the next smaller number that divides it.
     """
     values = preset_values(level_name, preset, cores()) | flags
+    if values["num_actors"] == 0 and "num_groups" not in flags:
+        values["num_groups"] = 0
     if "num_actors" in flags and "num_groups" not in flags and values["num_actors"] >= 1:
         values["num_groups"] = split_groups(level_name, values["num_actors"], values["num_groups"])
     if "min_inference_rows" not in flags and family_of(level_name) == "doom":

@@ -66,3 +66,7 @@ class NotFinite(AsyncAgentError):
 
 class Stalled(AsyncAgentError):
     """A component has not moved for too long; the message says which."""
+
+
+class WireError(AsyncAgentError):
+    """A message between learner and actor host is not what was agreed on; one line."""

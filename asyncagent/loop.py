@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +38,16 @@ from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
 from asyncagent.placement import keep_freed_memory, lower_priority
 from asyncagent.policy import Policy, resolve_device, resolve_precision
+from asyncagent.remote import Learning, Listener, RemoteBridge, Weights, make_listener
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
-from asyncagent.structs import EnvStep, Episode, Unroll
+from asyncagent.structs import EnvSpec, EnvStep, Episode, Loss, Unroll
 from asyncagent.tasks import cancel, first_of, named, noted
 from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
 from asyncagent.watchdog import watch
+from asyncagent.weights import encode_weights, num_weights
 
 DRAIN_S = 15.0
 """Longest an orderly end goes on learning from what the queue still holds."""
@@ -116,7 +118,7 @@ class _Run:
 
     def __init__(
         self, config: Config, logdir: Path, groups: list[EnvGroup], policy: Policy,
-        learner: Learner, counters: Counters,
+        learner: Learner, counters: Counters, spec: EnvSpec, listener: Listener | None,
     ) -> None:  # fmt: skip
         self.config = config
         self.logdir = logdir
@@ -144,6 +146,12 @@ class _Run:
         # How often each actor and the learner have moved.
         self._moves = dict.fromkeys(("learner", *map(_actor_name, range(len(groups)))), 0)
         self._batcher_before = self.batcher.statistics()
+        self.bridge = None
+        if listener is not None:
+            self.bridge = RemoteBridge(
+                config, spec, listener, self._learning(), _env_seed(config, learner)
+            )
+            _log.info("actor hosts may connect to %s", self.bridge.endpoint)
 
     @classmethod
     async def build(cls, config: Config, logdir: Path) -> _Run:
@@ -165,6 +173,7 @@ class _Run:
         cls, config: Config, logdir: Path, device: torch.device, dtype: torch.dtype,
         builder: NamedThread,
     ) -> _Run:  # fmt: skip
+        listener = make_listener(config) if config.listen else None
         if config.benchmark_mode:
             _log.warning("benchmark_mode: actions are random, whatever the policy says")
         if config.num_actors > MAX_ACTORS_PER_COLUMN * config.batch_size:
@@ -175,7 +184,7 @@ class _Run:
                 MAX_ACTORS_PER_COLUMN,
                 config.batch_size,
             )
-        if len(levels_of(config.level_name)) > config.num_groups:
+        if len(levels_of(config.level_name)) > config.num_groups and not config.listen:
             _log.warning(
                 "num_groups=%d: only the first so many of the %d levels are played",
                 config.num_groups,
@@ -214,14 +223,13 @@ class _Run:
                     level_name=_level_of_group(config, index),
                     num_envs=config.group_size,
                     first_env_index=index * config.group_size,
-                    # A resumed run plays other games than those it began with.
-                    seed=(config.seed + learner.updates) % 2**31,
+                    seed=_env_seed(config, learner),
                 )
             )
             for index in range(config.num_groups)
         ]
         counters = Counters(config.num_action_repeats, learner.frames, learner.updates, time_s)
-        return cls(config, logdir, groups, policy, learner, counters)
+        return cls(config, logdir, groups, policy, learner, counters, spec, listener)
 
     async def to_the_end(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -233,6 +241,8 @@ class _Run:
                 )
                 for index, group in enumerate(self.groups)
             ]
+            if self.bridge is not None:
+                actors.append(tasks.create_task(named("actor hosts", self.bridge.serve())))
             learner = tasks.create_task(named("learner", self._learn()))
             reporter = tasks.create_task(named("reporter", self._report_forever()))
             saver = tasks.create_task(named("checkpointer", self._save_forever()))
@@ -252,6 +262,8 @@ class _Run:
         """Let everything go, waiting for nothing that may hang; harmless after an orderly end."""
         self.batcher.close()
         self.queue.close()
+        if self.bridge is not None:
+            self.bridge.close()
         writers = (self.metrics_file, self.tensorboard)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ABANDON_S):
@@ -276,12 +288,36 @@ class _Run:
             self.last_report,
         )
 
+    def _learning(self) -> Learning:
+        def encode() -> Weights:
+            snapshot = self.policy.snapshot()
+            precision = self.config.weights_precision
+            return Weights(snapshot.version, encode_weights(snapshot, precision))
+
+        async def put(level_name: str, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
+            await self.queue.put(unroll, give_back)
+            self.counters.on_unroll(level_name, unroll.reward.shape[1])
+
+        def tell(episodes: Sequence[Episode], losses: Sequence[Loss], frames: int) -> None:
+            self.counters.on_afar(episodes, losses, frames)
+            self._score(episodes)
+
+        return Learning(
+            initial_state=self.policy.initial_state,
+            version=lambda: self.policy.version,
+            num_weights=num_weights(self.learner.net),
+            encode_weights=encode,
+            put=put,
+            act=self._act,
+            tell=tell,
+        )
+
     async def _act(self, name: str, level_name: str, group: EnvGroup) -> None:
         def on_row(row: EnvStep) -> None:
-            self._moves[name] += 1
+            if name in self._moves:
+                self._moves[name] += 1
             self.counters.on_row(row)
-            if self.config.level_name == dmlab30.NAME:
-                self._score(row.episodes)
+            self._score(row.episodes)
 
         caller = self.batcher.register()
 
@@ -292,16 +328,21 @@ class _Run:
             caller = self.batcher.register()
             self.counters.on_unroll(level_name, group.num_envs)
 
-        await act(
-            group,
-            self.batcher,
-            put,
-            self.config.unroll_length,
-            self.policy.initial_state(group.num_envs),
-            on_row,
-        )
+        try:
+            await act(
+                group,
+                self.batcher,
+                put,
+                self.config.unroll_length,
+                self.policy.initial_state(group.num_envs),
+                on_row,
+            )
+        finally:
+            caller.close()
 
-    def _score(self, episodes: tuple[Episode, ...]) -> None:
+    def _score(self, episodes: Sequence[Episode]) -> None:
+        if self.config.level_name != dmlab30.NAME:
+            return
         for episode in episodes:
             scores = self.dmlab30.add(episode.level_name, episode.episode_return)
             if scores is not None:
@@ -324,6 +365,7 @@ class _Run:
     async def _watch_forever(self) -> None:
         def waits() -> set[str]:
             # The actors have to answer for it, when there is nothing to learn from.
+            # Hosts are missed by the bridge.
             return {"learner"} if len(self.queue) < self.config.batch_size else set()
 
         def situation() -> str:
@@ -368,6 +410,7 @@ class _Run:
             figures,
             batches.since(self._batcher_before).mean_batch_size,
             len(self.queue),
+            {} if self.bridge is None else self.bridge.reports(),
         )
         self._batcher_before = batches
         self.last_report = report
@@ -397,6 +440,11 @@ def _level_of_group(config: Config, index: int) -> str:
     """Levels are dealt out to the groups round robin."""
     levels = levels_of(config.level_name)
     return levels[index % len(levels)]
+
+
+def _env_seed(config: Config, learner: Learner) -> int:
+    """A resumed run plays other games than those it began with."""
+    return (config.seed + learner.updates) % 2**31
 
 
 def _actor_name(index: int) -> str:

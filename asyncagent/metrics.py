@@ -6,12 +6,13 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from asyncagent.structs import EnvStep, Episode
+from asyncagent.structs import EnvStep, Episode, Loss
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -29,6 +30,21 @@ class LevelReport(NamedTuple):
     """Games ended."""
     episode_return_mean: float
     """Mean of the level's last 100 games."""
+
+
+class HostReport(NamedTuple):
+    """One actor host, since the report before."""
+
+    actors: int
+    """Environments."""
+    frames_per_s: float
+    """Acted."""
+    policy_lag_mean: float
+    """Updates between acting and arriving."""
+    received_bytes_per_s: float
+    sent_bytes_per_s: float
+    round_trip_ms: float
+    reconnects: int
 
 
 class Report(NamedTuple):
@@ -77,11 +93,15 @@ class Report(NamedTuple):
     """The same with each level's score cut off at 100."""
     levels: dict[str, LevelReport]
     """By level name: what each level has given so far."""
+    hosts: dict[str, HostReport]
+    """By name: the actor hosts that are here."""
 
     def to_json(self) -> str:
         """One JSON object without line breaks; what is not a number is null."""
         values = self._asdict()
-        values["levels"] = {name: _finite(level._asdict()) for name, level in self.levels.items()}
+        for field in ("levels", "hosts"):
+            parts = getattr(self, field).items()
+            values[field] = {name: _finite(part._asdict()) for name, part in parts}
         return json.dumps(_finite(values))
 
 
@@ -157,11 +177,22 @@ class Counters:
         """Count one row of a group, the games that ended with it and the environments lost."""
         self._acted_frames += int(np.count_nonzero(~row.lost)) * self._action_repeats
         self.num_losses += len(row.losses)
-        for episode in row.episodes:
+        self._on_episodes(row.episodes)
+
+    def _on_episodes(self, episodes: Sequence[Episode]) -> None:
+        for episode in episodes:
             self._level(episode.level_name).add(episode)
             self._episodes.append(episode)
             self._new_episodes.append(episode)
             self.num_episodes += 1
+
+    def on_afar(
+        self, episodes: Sequence[Episode], losses: Sequence[Loss], acted_frames: int
+    ) -> None:
+        """Count what happened on an actor host that infers itself."""
+        self._acted_frames += acted_frames
+        self.num_losses += len(losses)
+        self._on_episodes(episodes)
 
     def on_unroll(self, level_name: str, columns: int) -> None:
         """Count an unroll that the queue took in."""
@@ -187,8 +218,9 @@ class Counters:
         return episodes
 
     def report(
-        self, figures: LearnerStatistics, inference_batch_mean: float, queue_columns: int
-    ) -> Report:
+        self, figures: LearnerStatistics, inference_batch_mean: float, queue_columns: int,
+        hosts: dict[str, HostReport],
+    ) -> Report:  # fmt: skip
         """The report since the last one."""
         frames, updates = figures.frames, figures.updates
         now_s = self.time_s
@@ -221,6 +253,7 @@ class Counters:
             dmlab30_no_cap=self.dmlab30_scores[0],
             dmlab30_cap_100=self.dmlab30_scores[1],
             levels={name: level.report() for name, level in self._levels.items()},
+            hosts=hosts,
         )
 
 
@@ -294,6 +327,9 @@ class TensorBoard:
                 self._scalar(tag, value, report.frames)
         for level, figures in report.levels.items():
             self._scalar(f"{level}/queue_columns", figures.queue_columns, report.frames)
+        for name, host in report.hosts.items():
+            for field, value in host._asdict().items():
+                self._scalar(f"hosts/{name}/{field}", value, report.frames)
         for episode in episodes:
             level = episode.level_name
             frames = episode.steps * self._action_repeats

@@ -152,6 +152,10 @@ class Policy:
         """Number of updates in the newest published weights."""
         return self._published[-1].version
 
+    def snapshot(self) -> Snapshot:
+        """The newest published weights; any thread."""
+        return self._published[-1]
+
     def initial_state(self, num_rows: int) -> Nest:
         """Core state before the first row: nest of float32 numpy arrays [num_rows, ...]."""
         state = self._net.initial_state(num_rows)  # type: ignore[operator]

@@ -80,7 +80,8 @@ def describe(report: Report, total_frames: int, frames_per_s: float) -> str:
     return (
         f"{report.frames:,} frames  {report.frames_per_s:,.0f} frames/s  "
         f"return {_figure(report.episode_return_mean, 2)}  lag {_figure(report.policy_lag_mean, 1)}"
-        f"  entropy {_figure(report.entropy, 2)}  left {_left(report, total_frames, frames_per_s)}"
+        f"  entropy {_figure(report.entropy, 2)}{_hosts(report)}"
+        f"  left {_left(report, total_frames, frames_per_s)}"
     )
 
 
@@ -89,8 +90,16 @@ def describe_briefly(report: Report, total_frames: int, frames_per_s: float) -> 
     return (
         f"{report.frames / 1e6:.2f}M {report.frames_per_s:,.0f}/s "
         f"return {_figure(report.episode_return_mean, 2)} lag {_figure(report.policy_lag_mean, 1)} "
+        f"{f'hosts {len(report.hosts)} ' if report.hosts else ''}"
         f"{_left(report, total_frames, frames_per_s)} left"
     )
+
+
+def _hosts(report: Report) -> str:
+    if not report.hosts:
+        return ""
+    actors = sum(host.actors for host in report.hosts.values())
+    return f"  hosts {len(report.hosts)} with {actors} actors"
 
 
 def _figure(value: float, digits: int) -> str:

@@ -53,6 +53,8 @@ def configure(arguments: Sequence[str]) -> Config:
     num_actors = value_of(arguments, "num_actors")
     if num_actors and num_actors.isdigit() and not value_of(arguments, "num_groups"):
         count = int(num_actors)
+        if count == 0:
+            arguments = [*arguments, "--num_groups=0"]
         if count >= 1:
             # Config checks that groups are equal; the flags below would be judged one by one.
             groups = split_groups(base.level_name, count, base.num_groups)
