@@ -249,4 +249,5 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code in (0, None)
-    assert "--logdir" in capsys.readouterr().out
+    flag = {"actors": "--connect", "keys": "--out"}.get(command, "--logdir")
+    assert flag in capsys.readouterr().out

@@ -169,3 +169,13 @@ def test_a_list_is_played_by_equal_numbers_of_groups_or_not_at_all() -> None:
     assert resolve("gym:A-v0,gym:B-v0,gym:C-v0", num_actors=18).num_groups == 3
     with pytest.raises(ConfigError, match="num_actors=5 must be a multiple of the 2 levels"):
         resolve("doom_a,doom_b", num_actors=5)
+
+
+def test_only_a_learner_with_hosts_may_have_no_actors() -> None:
+    """num_actors=0 needs --listen, and then means no groups."""
+    config = resolve("catch", listen="tcp://127.0.0.1:5555", num_actors=0)
+    assert (config.num_groups, config.group_size) == (0, 0)
+    with pytest.raises(ConfigError, match=r"num_actors=0 must be >= 1"):
+        resolve("catch", num_actors=0)
+    with pytest.raises(ConfigError, match="must both be 0"):
+        resolve("catch", listen="tcp://127.0.0.1:5555", num_actors=8, num_groups=0)
