@@ -433,16 +433,21 @@ def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
         values["num_groups"] = 0
     if "num_actors" in flags and "num_groups" not in flags and values["num_actors"] >= 1:
         values["num_groups"] = split_groups(level_name, values["num_actors"], values["num_groups"])
-    if "min_inference_rows" not in flags and family_of(level_name) == "doom":
-        values["min_inference_rows"] = _rows_of_two_groups(
-            values["num_actors"], values["num_groups"]
+    if "min_inference_rows" not in flags:
+        values["min_inference_rows"] = rows_worth_a_batch(
+            level_name, values["num_actors"], values["num_groups"]
         )
     return Config(**values)
 
 
-def _rows_of_two_groups(num_actors: int, num_groups: int) -> int:
-    # Half of four groups: a recurrent net's batch is worth waiting for, while the others step.
-    return 1 if num_groups < 4 else 2 * (num_actors // num_groups)
+def rows_worth_a_batch(level_name: str, num_actors: int, num_groups: int) -> int:
+    """min_inference_rows: on ViZDoom, two groups' rows where at least two others go on stepping.
+
+    A recurrent net's larger batch is worth their waiting.
+    """
+    if family_of(level_name) != "doom" or num_groups < 4:
+        return 1
+    return 2 * (num_actors // num_groups)
 
 
 def split_groups(level_name: str, num_actors: int, wanted: int) -> int:

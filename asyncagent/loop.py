@@ -37,7 +37,7 @@ from asyncagent.metrics import (
 from asyncagent.models import make_net
 from asyncagent.optim import linear_learning_rate
 from asyncagent.placement import keep_freed_memory, lower_priority
-from asyncagent.policy import Policy, resolve_device, resolve_precision
+from asyncagent.policy import Policy, resolve_devices, resolve_precision
 from asyncagent.remote import Learning, Listener, RemoteBridge, Weights, make_listener
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
@@ -158,20 +158,21 @@ class _Run:
         torch.set_num_threads(1)
         keep_freed_memory()
         sys.setswitchinterval(config.switch_interval_ms / 1000)
-        device = resolve_device(config.device)
+        device, acting = resolve_devices(config)
         dtype = resolve_precision(config.precision, device)
-        _log.info("device %s, precision %s", device, str(dtype).removeprefix("torch."))
+        where = str(device) if acting == device else f"{device}, inference on {acting}"
+        _log.info("device %s, precision %s", where, str(dtype).removeprefix("torch."))
         builder = NamedThread("build-envs")
         builder.submit(lambda: lower_priority(config.env_niceness))
         try:
-            return await cls._build(config, logdir, device, dtype, builder)
+            return await cls._build(config, logdir, device, acting, dtype, builder)
         finally:
             builder.close()
 
     @classmethod
     async def _build(
-        cls, config: Config, logdir: Path, device: torch.device, dtype: torch.dtype,
-        builder: NamedThread,
+        cls, config: Config, logdir: Path, device: torch.device, acting: torch.device,
+        dtype: torch.dtype, builder: NamedThread,
     ) -> _Run:  # fmt: skip
         listener = make_listener(config) if config.listen else None
         if config.benchmark_mode:
@@ -203,7 +204,7 @@ class _Run:
         policy = Policy(
             net,
             spec.actions,
-            device,
+            acting,
             dtype,
             config.seed,
             config.inference_threads,

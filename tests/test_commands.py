@@ -85,6 +85,27 @@ def test_num_actors_alone_is_enough() -> None:
     """Groups follow from the actors unless they are given."""
     assert configure(["--num_actors=4"]).num_actors == 4
     assert configure(["--num_actors=9"]).num_actors == 9
+    doom = configure(["--level_name=doom_basic", "--num_actors=16", "--num_groups=4"])
+    assert doom == resolve("doom_basic", num_actors=16, num_groups=4)
+    assert doom.min_inference_rows == 8
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--learner_device=tpu", "learner_device='tpu' must be auto, cpu, cuda or cuda:N"),
+        ("--inference_device=cuda:99", "inference_device='cuda:99' is not there"),
+        ("--device=cuda:99", "device='cuda:99' is not there"),
+        ("--listen=tcp://0.0.0.0:5555", "--insecure"),
+        ("--listen=nonsense", "listen='nonsense' must be tcp://HOST:PORT"),
+    ],
+)
+def test_what_only_training_finds_wrong(
+    flag: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Devices and addresses are looked at when the run is built: one line, status 2."""
+    logdir = f"--logdir={tmp_path / 'run'}"
+    assert words in one_line_error(capsys, "train", "--level_name=catch", logdir, flag)
 
 
 def test_resumed_run_keeps_its_flags(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asyncagent.commands.cli import parse, value_of
-from asyncagent.config import PRESETS, TUNED_FLAGS, Config, resolve, split_groups
+from asyncagent.config import (
+    PRESETS,
+    TUNED_FLAGS,
+    Config,
+    resolve,
+    rows_worth_a_batch,
+    split_groups,
+)
 from asyncagent.envs import check_level
 from asyncagent.errors import ConfigError, UsageError
 
@@ -59,7 +66,16 @@ def configure(arguments: Sequence[str]) -> Config:
             # Config checks that groups are equal; the flags below would be judged one by one.
             groups = split_groups(base.level_name, count, base.num_groups)
             arguments = [*arguments, f"--num_groups={groups}"]
-    return parse(Config, arguments, prog="asyncagent train", description=DESCRIPTION, default=base)
+    config = parse(
+        Config, arguments, prog="asyncagent train", description=DESCRIPTION, default=base
+    )
+    shape = (config.num_actors, config.num_groups)
+    if shape != (base.num_actors, base.num_groups) and not value_of(
+        arguments, "min_inference_rows"
+    ):
+        rows = rows_worth_a_batch(config.level_name, *shape)
+        config = dataclasses.replace(config, min_inference_rows=rows)
+    return config
 
 
 def run(config: Config) -> int:
