@@ -94,7 +94,9 @@ def make_keys(folder: Path, name: str) -> tuple[Path, Path]:
             with contextlib.suppress(OSError):
                 path.unlink()
         if isinstance(error, FileExistsError) and folder.is_dir():
-            raise UsageError(f"{error.filename!r} exists: take another name or folder") from None
+            raise UsageError(
+                f"{str(error.filename)!r} exists: take another name or folder"
+            ) from None
         raise UsageError(f"cannot write keys to {str(folder)!r}: {error.strerror}") from None
     return folder / f"{name}.key", folder / f"{name}.key_secret"
 
