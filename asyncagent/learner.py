@@ -222,7 +222,7 @@ class Learner:
             if gradient is None:
                 continue
             if parameter.grad is None:
-                parameter.grad = gradient
+                parameter.grad = _laid_out_as(parameter, gradient)
             else:
                 sums.append(parameter.grad)
                 terms.append(gradient)
@@ -296,6 +296,16 @@ class Learner:
         self._lag_sum = 0
         self._lag_max = 0
         self._action_counts: Any = 0
+
+
+def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient`` in the memory layout of its parameter.
+
+    A convolution's comes in another, and fused optimisers go through both in the order of memory.
+    """
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def count_choices(space: ActionSpace, actions: ActionArray) -> IntArray | int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asyncagent.actor import Infer, act
+from asyncagent.bench import components
 from asyncagent.bodies import MlpBody
 from asyncagent.config import Config
 from asyncagent.envs.base import check_action
@@ -29,6 +30,7 @@ from asyncagent.structs import (
     EnvStep,
     MultiDiscrete,
     Nest,
+    map_nest,
 )
 from asyncagent.unroll import Columns, UnrollQueue
 from tests.fakes import CounterGroup, CountingPolicy
@@ -406,3 +408,47 @@ def test_state_is_a_copy() -> None:
     learner.update(parts[1:])
     assert torch.equal(state["net"]["w"], before)
     assert torch.equal(next(iter(state["optimizer"]["state"].values()))["mean_square"], square)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+@pytest.mark.parametrize("net_name", ["shallow", "deep", "ancestor"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_update_is_what_plain_backward_and_optimiser_make(
+    optimizer: str, net_name: str, precision: torch.dtype
+) -> None:
+    """Shared micro-batches, blocked layouts and fused steps change every weight as backward() and
+    an optimiser without any of that do, element for element.
+
+    Compared are steps, not gradients: a gradient in another memory layout than its parameter is
+    right by itself, and wrong for an optimiser that goes through both in the order of memory.
+    """
+    spec = EnvSpec(ArraySpec((4, 84, 84), "uint8"), Discrete(6), 1)
+    flags = config(
+        net=net_name, batch_size=4, unroll_length=3, learner_threads=2, micro_batch_rows=4,
+        optimizer=optimizer, decay=0.99, epsilon=1.0, learning_rate=1e-3, discounting=0.99,
+    )  # fmt: skip
+    net = make_net(net_name, spec, False, 1)
+    plain = copy.deepcopy(net)
+    batch = components.random_unroll(3, 4, spec, (), seed=3)
+    rewards = np.random.default_rng(4).integers(-3, 4, batch.reward.shape)
+    batch.reward[:] = rewards
+    learner = Learner(flags, net, spec.actions, CPU, precision)
+    learner.update([Columns(batch, 0, 4)])
+    learner.close()
+
+    oracle = Learner(flags, plain, spec.actions, CPU, precision)
+    oracle._loss(map_nest(torch.from_numpy, batch)).total.backward()  # type: ignore[no-untyped-call]
+    oracle.close()
+    for name, parameter in plain.named_parameters():
+        step = net.get_parameter(name).detach() - parameter.detach()
+        assert parameter.grad is not None
+        gradient = parameter.grad
+        # The first step of either from its initial state.
+        if optimizer == "adam":
+            expected = -1e-3 * gradient / (gradient.abs() + 1.0)
+        else:
+            expected = -1e-3 * gradient / (0.99 + 0.01 * gradient.square() + 1.0).sqrt()
+        # Micro-batches round otherwise than the whole, weights are rounded to 1e-7.
+        tolerance = 0.1 if precision == torch.bfloat16 else 1e-2
+        error = (step - expected).norm() / expected.norm()
+        assert error <= tolerance, f"{name} differs by {error:.3f} of its step"
