@@ -212,7 +212,8 @@ class Learner:
         """What ``_sums`` adds up, float32 [5], and a gradient for every parameter."""
         loss = self._loss(batch)
         gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True)
-        rhos = loss.log_rhos.exp().sum()  # exp(-inf) = 0 where not valid
+        # exp(-inf) = 0 where not valid; a host may send an action that its own logits exclude.
+        rhos = loss.log_rhos.clamp(max=80).exp().sum()
         figures = [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos]
         return torch.stack(figures), gradients
 

@@ -47,7 +47,7 @@ def pack(rows: ByteArray, before: ByteArray | None) -> PackedStack:
     words = np.ascontiguousarray(rows).reshape(num_rows, num_envs, depth * frame).view(word)
     shift = frame // word.itemsize
     whole = np.ones((num_rows, num_envs), np.bool_)
-    if before is not None:
+    if before is not None and num_rows:
         earlier = np.ascontiguousarray(before).reshape(num_envs, depth * frame).view(word)
         whole[0] = (words[0, :, :-shift] != earlier[:, shift:]).any(axis=-1)
     for t in range(1, num_rows):
@@ -68,13 +68,8 @@ def unpack(packed: PackedStack, out: ByteArray, before: ByteArray | None) -> Non
     if before is not None:
         for t in range(min(depth - 1, num_rows)):
             out[t, :, : depth - 1 - t] = before[:, t + 1 :]
-    elif num_rows:
-        # All of row 0: the first so many of the older ones.
-        opening = older[: out.shape[1]]
-        for t in range(min(depth - 1, num_rows)):
-            out[t, :, : depth - 1 - t] = opening[:, t:]
-    # In order: what a whole row writes to its successors, a later whole row overwrites.
-    skipped = 0 if before is not None else out.shape[1]
-    for (t, env), frames in zip(np.argwhere(whole)[skipped:], older[skipped:], strict=True):
-        for later in range(min(depth - 1, num_rows - t)):
-            out[t + later, env, : depth - 1 - later] = frames[later:]
+    # What a whole row writes to its successors, a later whole row overwrites: its own are younger.
+    row, env = np.nonzero(whole)
+    for later in reversed(range(min(depth - 1, num_rows))):
+        inside = row + later < num_rows
+        out[row[inside] + later, env[inside], : depth - 1 - later] = older[inside, later:]

@@ -19,7 +19,7 @@ import optree
 import zstandard
 from msgspec import Meta
 
-from asyncagent.errors import WireError
+from asyncagent.errors import UsageError, WireError
 from asyncagent.stacks import PackedStack, is_stack, pack, unpack
 from asyncagent.structs import (
     ActionArray,
@@ -41,20 +41,29 @@ PROTOCOL = 1
 MAX_HEADER = 1 << 16
 """Bytes of a header at most, the Welcome's apart."""
 MAX_PARTS = 64
-"""Parts of a message at most, the header included."""
+"""Frames of a message at most, the header and the sender's address included."""
+LARGEST = 1e10
+"""Numbers beyond are nobody's rewards, logits or measurements: in float32 a loss, which sums
+squares, would not be finite any more."""
+HOST_NAME = r"\A[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,63}\Z"
+"""Names of hosts stand in logs, on terminals and in TensorBoard's tags."""
 
 Compression: TypeAlias = Literal["none", "lz4", "zstd"]
 Inference: TypeAlias = Literal["host", "learner"]
 Buffer: TypeAlias = Any
 """bytes, memoryview or a contiguous array."""
 
-_Name = Annotated[str, Meta(min_length=1, max_length=64)]
+_Name = Annotated[str, Meta(pattern=HOST_NAME)]
 _Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
 _Count = Annotated[int, Meta(ge=0, lt=2**53)]
 _Size = Annotated[int, Meta(ge=1, le=4096)]
 _Text = Annotated[str, Meta(max_length=500)]
-_Episodes = Annotated[list[tuple[str, float, int, int, bool]], Meta(max_length=1024)]
-_Losses = Annotated[list[tuple[str, int, int, str]], Meta(max_length=256)]
+_Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+_Return = Annotated[float, Meta(ge=-1e30, le=1e30)]
+"""Any that float32 holds; not nan."""
+_Env = Annotated[int, Meta(ge=0, lt=4096)]
+_Episodes = Annotated[list[tuple[str, _Return, _Count, _Env, bool]], Meta(max_length=1024)]
+_Losses = Annotated[list[tuple[str, int, _Env, _Text]], Meta(max_length=256)]
 
 
 class _Header(msgspec.Struct, array_like=True, tag=True, forbid_unknown_fields=True):
@@ -87,7 +96,7 @@ class Ping(_Header):
 
     sent_s: float
     """The host's own clock; comes back with the answer."""
-    round_trip_s: float
+    round_trip_s: _Seconds
     """The last one measured; 0 before the first."""
     reconnects: _Count
 
@@ -207,6 +216,9 @@ class Act(_Header):
 FromHost: TypeAlias = Hello | Ping | WantWeights | UnrollSent | RowSent | Bye
 FromLearner: TypeAlias = Welcome | Refused | Unknown | Pong | Accepted | WeightsSent | Act
 
+_WINDOW = 1 << 20
+"""Bytes; level 1 of zstd, in which we compress, needs half of that."""
+
 _encoder = msgspec.msgpack.Encoder()
 _from_host = msgspec.msgpack.Decoder(FromHost)
 _from_learner = msgspec.msgpack.Decoder(FromLearner)
@@ -225,7 +237,7 @@ def read_from_host(header: Buffer) -> FromHost:
         found: FromHost = _from_host.decode(header)
         return found
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise WireError(f"no header: {str(error)[:200]}") from None
+        raise WireError(f"no header: {_printable(str(error)[:200])}") from None
 
 
 def read_from_learner(header: Buffer) -> FromLearner:
@@ -234,25 +246,50 @@ def read_from_learner(header: Buffer) -> FromLearner:
         found: FromLearner = _from_learner.decode(header)
         return found
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise WireError(f"no header: {str(error)[:200]}") from None
+        raise WireError(f"no header: {_printable(str(error)[:200])}") from None
 
 
 def episodes_to_wire(episodes: Sequence[Episode]) -> list[tuple[str, float, int, int, bool]]:
-    """As headers carry them; of very many, the last."""
-    return [tuple(episode) for episode in episodes[-1024:]]  # type: ignore[misc]
+    """As headers carry them: of more than fit, the last; not those whose return is no number."""
+    told = [tuple(episode) for episode in episodes if abs(episode.episode_return) <= 1e30]
+    return _last_that_fit(told, 1024, MAX_HEADER // 2)
 
 
 def losses_to_wire(losses: Sequence[Loss]) -> list[tuple[str, int, int, str]]:
-    """As headers carry them; of very many, the last."""
-    return [(*loss[:3], loss.reason[:120]) for loss in losses[-256:]]
+    """As headers carry them: of more than fit, the last; reasons are cut off."""
+    told = [(*loss[:3], loss.reason[:120]) for loss in losses[-256:]]
+    return _last_that_fit(told, 256, MAX_HEADER // 4)
+
+
+def _last_that_fit(values: list[Any], most: int, num_bytes: int) -> list[Any]:
+    """So many of the last values that MessagePack needs ``num_bytes`` at most for them."""
+    kept = values[-most:]
+    sizes = np.cumsum([len(_encoder.encode(value)) for value in reversed(kept)])
+    count = int(np.searchsorted(sizes, num_bytes, side="right"))
+    return kept[len(kept) - count :]
 
 
 def happened(header: UnrollSent | RowSent) -> tuple[tuple[Episode, ...], tuple[Loss, ...]]:
-    """The games that ended and the environments that were lost."""
+    """The games that ended and the environments that were lost; reasons are one line each."""
     return (
         tuple(Episode(*episode) for episode in header.episodes),
-        tuple(Loss(*loss) for loss in header.losses),
+        tuple(Loss(*loss[:3], _printable(loss[3])) for loss in header.losses),
     )
+
+
+def check_happened(header: UnrollSent | RowSent, level_name: str, num_envs: int) -> None:
+    """WireError unless all that happened did so in a group of that level and size."""
+    for level, _, _, env_index, _ in header.episodes:
+        if level != level_name or env_index >= num_envs:
+            raise WireError("a game of another group's")
+    for level, _, env_index, _ in header.losses:
+        if level != level_name or env_index >= num_envs:
+            raise WireError("a lost environment of another group's")
+
+
+def _printable(text: str) -> str:
+    """On one line of a log, and nothing that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 class _Small(NamedTuple):
@@ -290,8 +327,13 @@ class _Arrays:
             start = (stop + 7) & ~7  # every array begins at a multiple of eight
         self._small_bytes = start
         self.num_parts = 1 + sum(1 + is_stack(leaf) for leaf in leaves)
+        if self.num_parts + 2 > MAX_PARTS:
+            raise UsageError(
+                f"an observation of {len(leaves)} arrays does not fit a message of at most "
+                f"{MAX_PARTS} parts"
+            )
         self.max_part_bytes = max(
-            self._small_bytes, *(rows * num_envs * _row_bytes(leaf) for leaf in leaves)
+            [self._small_bytes, *(rows * num_envs * _row_bytes(leaf) for leaf in leaves)]
         )
 
     def encode(
@@ -412,19 +454,21 @@ class UnrollFormat:
         """
         small = self._arrays.decode_small(parts)
         space = self._spec.actions
-        _check_finite("reward", small["reward"])
-        _check_finite("behaviour_logits", small["behaviour_logits"])
+        _check_numbers("reward", small["reward"])
+        _check_numbers("behaviour_logits", small["behaviour_logits"])
         check_actions("action", small["action"], space)
         check_actions("last_action", small["last_action"], space)
         versions = small["policy_version"]
         if versions.min(initial=0) < 0 or versions.max(initial=0) > version:
             raise WireError(f"policy_version outside [0, {version}]")
         _check_ends(small["terminated"], small["truncated"])
+        states = [small[f"core state {place}"] for place in range(len(self._states))]
+        for state in states:
+            _check_numbers("core_state", state)
         for name in self._fields:
             np.copyto(getattr(out, name), small[name])
-        for place, leaf in enumerate(optree.tree_leaves(out.core_state)):
-            _check_finite("core state", small[f"core state {place}"])
-            np.copyto(leaf, small[f"core state {place}"])
+        for leaf, state in zip(optree.tree_leaves(out.core_state), states, strict=True):
+            np.copyto(leaf, state)
         self._arrays.decode_observation(parts, small, out.observation, None, compression)
 
 
@@ -453,7 +497,7 @@ class RowFormat:
     ) -> EnvStep:
         """The row, its observation written to ``out``; WireError as ``UnrollFormat.decode``."""
         small = self._arrays.decode_small(parts)
-        _check_finite("reward", small["reward"])
+        _check_numbers("reward", small["reward"])
         _check_ends(small["terminated"], small["truncated"])
         self._arrays.decode_observation(parts, small, _with_row(out), before, compression)
         return EnvStep(
@@ -481,7 +525,7 @@ def decode_action(part: Buffer, num_envs: int, space: ActionSpace) -> ActionArra
 def check_actions(name: str, actions: ActionArray, space: ActionSpace) -> None:
     """WireError unless all actions [..., *] are the space's."""
     if isinstance(space, Box):
-        _check_finite(name, actions)
+        _check_numbers(name, actions)
         return
     most = np.array(space.num_actions if isinstance(space, Discrete) else space.sizes)
     if not ((actions >= 0) & (actions < most)).all():
@@ -521,7 +565,9 @@ def _expand(
         elif compression == "zstd":
             if zstandard.frame_content_size(part) != size:
                 raise WireError(f"a compressed array is not of {size} bytes")
-            part = zstandard.ZstdDecompressor().decompress(part, max_output_size=size)
+            # A frame that is cut off would get a window, of up to 128 MiB, before that is noticed.
+            expander = zstandard.ZstdDecompressor(max_window_size=_WINDOW)
+            part = expander.decompress(part, max_output_size=size, allow_extra_data=False)
     except (lz4.block.LZ4BlockError, zstandard.ZstdError, ValueError) as error:
         raise WireError(f"a compressed array cannot be expanded: {str(error)[:100]}") from None
     values = np.frombuffer(part, np.uint8)
@@ -534,14 +580,15 @@ def _expand(
 
 def _check_values(values: npt.NDArray[Any], leaf: ArraySpec) -> None:
     if values.dtype.kind == "f":
-        _check_finite("observation", values)
+        _check_numbers("observation", values)
     if leaf.num_tokens and not ((values >= 0) & (values <= leaf.num_tokens)).all():
         raise WireError(f"a sentence has tokens outside [0, {leaf.num_tokens}]")
 
 
-def _check_finite(name: str, values: npt.NDArray[Any]) -> None:
-    if not np.isfinite(values).all():
-        raise WireError(f"{name} is not finite")
+def _check_numbers(name: str, values: npt.NDArray[Any]) -> None:
+    # So that nan, too, is outside.
+    if not (values.min(initial=0) >= -LARGEST and values.max(initial=0) <= LARGEST):
+        raise WireError(f"{name} is not finite, or beyond {LARGEST:.0e}")
 
 
 def _check_ends(terminated: BoolArray, truncated: BoolArray) -> None:

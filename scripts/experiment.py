@@ -1,9 +1,10 @@
 """The ancestor's command line: `python -m experiment --level_name=atari_breakout --num_actors=4`.
 
 Accepts the flags of the TensorFlow program `scalable_agent` (in its fork with Atari and ViZDoom)
-with that fork's defaults, network and optimiser, and trains or tests with asyncagent.  Whichever
-Python starts it, it goes on in the project's `.venv`, which it makes first where there is none;
-until then it imports only the standard library and runs on any Python from 3.7 on.
+with that fork's defaults, network and optimiser, and trains or tests with asyncagent; with --task=I
+it is one process of a distributed run.  Whichever Python starts it, it goes on in the project's
+`.venv`, which it makes first where there is none; until then it imports only the standard library
+and runs on any Python from 3.7 on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from asyncagent.config import Config
+    from asyncagent.host import HostFlags
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -43,7 +45,7 @@ FLAGS = {
     "mode": Flag("train", "train, or play test episodes", ("train", "test")),
     "test_num_episodes": Flag(10, "episodes per level in test mode"),
     "task": Flag(-1, "number of this process of a distributed run; -1: one machine"),
-    "job_name": Flag("learner", "part of a distributed run; needs --task", ("learner", "actor")),
+    "job_name": Flag("learner", "part of a distributed run, with --task", ("learner", "actor")),
     "total_environment_frames": Flag(10**9, "train for this many frames"),
     "num_actors": Flag(4, "number of environments"),
     "batch_size": Flag(64, "unrolls per update"),
@@ -64,7 +66,25 @@ FLAGS = {
     "epsilon": Flag(0.1, "RMSProp: added to the mean square"),
     "renderer": Flag("software", "DMLab: renderer", ("software", "hardware")),
     "benchmark_mode": Flag(0, "1: act at random, measure throughput only", ("0", "1")),
-}
+    "port": Flag(8000, "of a distributed run's learner on this machine (not the ancestor's)"),
+    "inference": Flag(
+        "host", "an actor's: in its own process, or the learner's (not the ancestor's)",
+        ("host", "learner"),
+    ),
+}  # fmt: skip
+
+DISTRIBUTED = """
+A distributed run: a learner, which acts nowhere itself, and --num_actors actors with one
+environment each, all on this machine, started in any order:
+
+  python experiment.py --job_name=learner --task=0 --num_actors=150 --level_name=dmlab30 ...
+  python experiment.py --job_name=actor --task=I --num_actors=150 ...       for I = 0 ... 149
+
+An actor goes by its own task, num_actors, port, inference, dataset_path and renderer.  It takes
+every other flag, too, but level, seed, network and all that concerns learning come from the
+learner, which also deals out DMLab-30's levels evenly.  With --inference=learner an actor is a
+small process without PyTorch.
+For actors on other machines see asyncagent actors --help."""
 
 CONFIG_FLAGS = (
     "logdir",
@@ -89,7 +109,7 @@ CONFIG_FLAGS = (
 )
 """Flags that are fields of ``Config`` under the same name."""
 
-# What the fork's code fixes: its network with LSTM 512 everywhere, and no gradient clipping.
+# What the fork's code fixes: for all of its levels one network with LSTM 512, no gradient clipping.
 FORK_VALUES: dict[str, Any] = {
     "net": "ancestor",
     "use_lstm": True,
@@ -149,25 +169,56 @@ def _whole(text: str) -> int:
         return int(number)
 
 
-def refuse_unsupported(values: dict[str, Any]) -> None:
-    """Raise Refused for modes of the ancestor that this version has not."""
-    if values["task"] >= 0:
-        part = f"--job_name={values['job_name']} --task={values['task']}"
-        raise Refused(f"{part}: distributed training is not supported by this version yet")
-    if values["task"] < -1:
-        raise Refused(f"task={values['task']} must be >= -1: -1 is one machine")
+def check_part(values: dict[str, Any]) -> None:
+    """Raise Refused unless a distributed run has the part that this process is to play."""
+    task, num_actors = values["task"], values["num_actors"]
+    if task < -1:
+        raise Refused(f"task={task} must be >= -1: -1 is one machine")
+    if not 1 <= values["port"] <= 65535:
+        raise Refused(f"port={values['port']} must be in [1, 65535]")
+    if task == -1:
+        return
+    if num_actors < 1:
+        raise Refused(f"num_actors={num_actors} must be >= 1")
+    if values["job_name"] == "learner" and task > 0:
+        raise Refused(f"task={task} must be 0: there is one learner")
+    if task >= num_actors:
+        raise Refused(f"task={task} must be < num_actors={num_actors}: the first actor is task 0")
 
 
 def to_config(values: dict[str, Any]) -> Config:
     """The run that the ancestor would do; groups and threads are chosen from the cores.
 
-    Raises ConfigError where a value is out of range.
+    The learner of a distributed run has no actors of its own.  Raises ConfigError where a
+    value is out of range.
     """
-    from asyncagent.config import resolve
+    from asyncagent.config import family_of, resolve
 
-    flags = {name: values[name] for name in CONFIG_FLAGS}
+    flags = {name: values[name] for name in CONFIG_FLAGS} | FORK_VALUES
+    if family_of(values["level_name"]) not in ("atari", "doom", "dmlab"):
+        flags["net"] = "auto"  # the fork's takes images
     flags["benchmark_mode"] = bool(values["benchmark_mode"])
-    return resolve(values["level_name"], "paper", **flags, **FORK_VALUES)
+    if values["task"] >= 0:
+        flags |= {"num_actors": 0, "listen": _address(values)}
+    return resolve(values["level_name"], "paper", **flags)
+
+
+def to_host(values: dict[str, Any]) -> HostFlags:
+    """The actor ``--task`` of a distributed run: a host with one environment."""
+    from asyncagent.host import HostFlags
+
+    return HostFlags(
+        connect=_address(values),
+        num_actors=1,
+        inference=values["inference"],
+        name=f"actor-{values['task']}",
+        dataset_path=values["dataset_path"],
+        renderer=values["renderer"],
+    )
+
+
+def _address(values: dict[str, Any]) -> str:
+    return f"tcp://127.0.0.1:{values['port']}"
 
 
 def help_text() -> str:
@@ -177,7 +228,7 @@ def help_text() -> str:
     for name, flag in FLAGS.items():
         choices = f" ({' | '.join(flag.choices)})" if flag.choices else ""
         lines.append(f"  {f'--{name}={flag.default}':{width}}  {flag.help}{choices}")
-    return "\n".join(lines)
+    return "\n".join([*lines, DISTRIBUTED])
 
 
 def restart_in_venv(argv: list[str]) -> None:
@@ -203,16 +254,27 @@ def _exec(command: list[str]) -> NoReturn:
 
 
 def run(values: dict[str, Any]) -> int:
-    """Train or test; the exit status."""
-    from asyncagent.commands import test, train
+    """Train, act or test; the exit status."""
     from asyncagent.envs import check_level
 
     check_level(values["level_name"])
     if values["mode"] == "test":
+        from asyncagent.commands import test
+
         _check_same_level(values["logdir"], values["level_name"])
         dataset_path = values["dataset_path"] or None
         return test.run(values["logdir"], values["test_num_episodes"], dataset_path=dataset_path)
-    return train.run(to_config(values))
+    if values["task"] >= 0 and values["job_name"] == "actor":
+        from asyncagent.commands import actors
+
+        return actors.run(to_host(values))
+    from asyncagent.commands import train
+
+    config = to_config(values)
+    if config.listen:
+        last = values["num_actors"] - 1
+        print(f"{config.listen}: for actors with --job_name=actor --task=0 ... {last}", flush=True)
+    return train.run(config)
 
 
 def _check_same_level(logdir: str, level_name: str) -> None:
@@ -234,12 +296,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         values = parse(argv)
-        refuse_unsupported(values)
+        check_part(values)
         restart_in_venv(argv)
     except Refused as error:
         return _refuse(error)
     from asyncagent.errors import CheckpointError, UsageError
+    from asyncagent.placement import keep_freed_memory
 
+    keep_freed_memory()  # before the imports, some of which start threads
     try:
         return run(values)
     except (UsageError, CheckpointError) as error:

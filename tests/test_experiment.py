@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import experiment
+from asyncagent.commands import actors as actors_command
 from asyncagent.commands import test as test_command
 from asyncagent.commands import train as train_command
 from asyncagent.config import Config
 from asyncagent.errors import CheckpointError, ConfigError
+from asyncagent.host import HostFlags
 
 SCRIPT = Path(experiment.__file__)
 
@@ -53,14 +55,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         tape.append(("test", logdir, test_num_episodes, dataset_path))
         return 0
 
+    def act(flags: HostFlags) -> int:
+        tape.append(("act", flags))
+        return 0
+
     monkeypatch.setattr(experiment, "restart_in_venv", lambda argv: None)
+    monkeypatch.setattr(actors_command, "run", act)
     monkeypatch.setattr(train_command, "run", train)
     monkeypatch.setattr(test_command, "run", test)
     return tape
 
 
 def test_defaults_are_the_forks() -> None:
-    """Every flag of the ancestor exists, with the fork's default."""
+    """Every flag of the ancestor exists, with the fork's default, and two of ours."""
     assert experiment.parse([]) == {
         "logdir": experiment.FLAGS["logdir"].default,
         "mode": "train",
@@ -87,6 +94,8 @@ def test_defaults_are_the_forks() -> None:
         "epsilon": 0.1,
         "renderer": "software",
         "benchmark_mode": 0,
+        "port": 8000,
+        "inference": "host",
     }
     assert Path(experiment.FLAGS["logdir"].default).name == "agent"
 
@@ -193,6 +202,74 @@ def test_other_families_train_with_the_forks_network(
     assert (config.width, config.height, config.discounting) == (96, 72, 0.99)
 
 
+def test_learner_has_no_actors_of_its_own(
+    calls: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ancestor's learner listens on port 8000 of this machine alone, says so, and acts not."""
+    assert experiment.main(shlex.split(LEARNER)) == 0
+    [(what, config)] = calls
+    assert what == "train"
+    wanted = {
+        "level_name": "dmlab30",
+        "listen": "tcp://127.0.0.1:8000",
+        "num_actors": 0,
+        "num_groups": 0,
+        "batch_size": 32,
+        "unroll_length": 32,
+        "entropy_cost": 0.0033391318945337044,
+        "learning_rate": 0.00031866995608948655,
+        "total_environment_frames": 10**10,
+        "reward_clipping": "soft_asymmetric",
+        "net": "ancestor",
+        "use_lstm": True,
+        "secret_key": "",
+    }
+    assert {name: getattr(config, name) for name in wanted} == wanted
+    said = capsys.readouterr().out
+    assert said == "tcp://127.0.0.1:8000: for actors with --job_name=actor --task=0 ... 149\n"
+
+
+def test_actor_is_a_host_of_one_environment(calls: list[tuple[Any, ...]]) -> None:
+    """The ancestor's actor connects to port 8000 of this machine and infers in its own process."""
+    assert experiment.main(shlex.split(ACTOR)) == 0
+    [(what, flags)] = calls
+    assert what == "act"
+    assert (flags.connect, flags.num_actors) == ("tcp://127.0.0.1:8000", 1)
+    assert (flags.inference, flags.name) == ("host", "actor-149")
+    assert (flags.dataset_path, flags.renderer) == ("[...]", "software")
+    assert flags.give_up_s == 0, "it waits for the learner as long as that takes"
+
+
+def test_actors_may_leave_inference_to_the_learner(calls: list[tuple[Any, ...]]) -> None:
+    """--inference and --port are taken on either side."""
+    for line in (LEARNER, ACTOR):
+        assert experiment.main([*shlex.split(line), "--inference=learner", "--port=9001"]) == 0
+    (_, config), (_, flags) = calls
+    assert config.listen == flags.connect == "tcp://127.0.0.1:9001"
+    assert flags.inference == "learner"
+
+
+def test_actor_takes_every_flag(calls: list[tuple[Any, ...]]) -> None:
+    """An actor may be given whatever the learner is given."""
+    line = LEARNER.replace("--job_name=learner --task=0", "--job_name=actor --task=7")
+    assert experiment.main(shlex.split(line)) == 0
+    assert [(what, flags.name) for what, flags in calls] == [("act", "actor-7")]
+
+
+def test_without_a_task_the_job_is_ignored(calls: list[tuple[Any, ...]]) -> None:
+    """On one machine --job_name means nothing, as in the ancestor."""
+    assert experiment.main([*shlex.split(ATARI), "--job_name=actor"]) == 0
+    [(what, config)] = calls
+    assert (what, config.num_actors, config.listen) == ("train", 4, "")
+
+
+@pytest.mark.parametrize("level_name", ["catch", "memory", "cartpole"])
+def test_levels_without_images(level_name: str, calls: list[tuple[Any, ...]]) -> None:
+    """Levels that the fork has not, and its network cannot see, take a network that can."""
+    assert experiment.main([f"--level_name={level_name}", "--num_action_repeats=1"]) == 0
+    assert (calls[0][1].net, calls[0][1].use_lstm) == ("auto", True)
+
+
 @pytest.mark.parametrize(("text", "random"), [("0", False), ("1", True)])
 def test_benchmark_mode(text: str, random: bool, calls: list[tuple[Any, ...]]) -> None:
     """--benchmark_mode=1 acts at random."""
@@ -268,8 +345,14 @@ def test_whole_numbers(text: str, value: int) -> None:
 @pytest.mark.parametrize(
     ("line", "say"),
     [
-        (LEARNER, ["--job_name=learner --task=0", "not supported by this version yet"]),
-        (ACTOR, ["--job_name=actor --task=149", "not supported by this version yet"]),
+        (f"{LEARNER} --task=1", ["task=1 must be 0: there is one learner"]),
+        (f"{LEARNER} --num_actors=0", ["num_actors=0 must be >= 1"]),
+        (f"{ACTOR} --task=150", ["task=150 must be < num_actors=150"]),
+        (f"{ACTOR} --num_actors=0", ["num_actors=0 must be >= 1"]),
+        (f"{ACTOR} --port=0", ["port=0 must be in [1, 65535]"]),
+        (f"{ACTOR} --port=65536", ["port=65536 must be in [1, 65535]"]),
+        (f"{ACTOR} --inference=hosts", ["inference='hosts'", "did you mean host?"]),
+        (f"{ACTOR} --job_name=actors", ["job_name='actors'", "did you mean actor?"]),
         (f"{ATARI} --num_actor=4", ["unknown flag --num_actor;", "--num_actors"]),
         (f"{ATARI} --xyzzy=4", ["unknown flag --xyzzy", "--help"]),
         (f"{ATARI} extra", ["unexpected argument 'extra'"]),
@@ -306,6 +389,8 @@ def test_refused_before_anything_starts(
         (f"{ATARI} --num_actors=0", ["num_actors=0 must be >= 1"]),
         (f"{ATARI} --discounting=1.5", ["discounting=1.5 must be in [0, 1]"]),
         (f"{ATARI} --learning_rate=nan", ["learning_rate=nan must be > 0"]),
+        (f"{LEARNER} --learning_rate=nan", ["learning_rate=nan must be > 0"]),
+        (f"{ACTOR} --level_name=dmlab3", ["level_name='dmlab3'", "dmlab30"]),
     ],
 )
 def test_impossible_values(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -158,6 +160,25 @@ def import_engine(module: str, extra: str) -> Any:
         raise UsageError(
             f"{package} cannot be imported ({error}): pip install 'asyncagent[{extra}]'"
         ) from error
+
+
+def import_envpool(family: str) -> Any:
+    """envpool with one family of its environments (e.g. ``atari``); UsageError if it is missing.
+
+    Left to itself it loads all of its 17 and matplotlib: 100 MB and a second per process.  Families
+    asked for later are added, and ``import envpool.entry`` brings the others.
+    """
+    entry = "envpool.entry"  # imports every family
+    alone = "envpool" not in sys.modules
+    if alone:
+        sys.modules[entry] = ModuleType(entry)
+    try:
+        envpool = import_engine("envpool", "atari")
+    finally:
+        if alone:
+            del sys.modules[entry]
+    import_engine(f"envpool.{family}.registration", "atari")
+    return envpool
 
 
 def env_seeds(seed: int, first_env_index: int, num_envs: int) -> list[int]:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from asyncagent.envs.base import import_engine
+from asyncagent.envs.base import import_engine, import_envpool
 from asyncagent.structs import BoolArray, FloatArray, IntArray
 
 STACK = 4
@@ -73,7 +73,7 @@ class EnvpoolEmulators:
           sticky: probability, per frame, that the emulator repeats the action before.
           full_action_space: every action of the joystick instead of those the game reacts to.
         """
-        envpool = import_engine("envpool", "atari")
+        envpool = import_envpool("atari")
         task = "".join(word.capitalize() for word in game.split("_")) + "-v5"
         self._pool: Any = envpool.make_gymnasium(
             task,

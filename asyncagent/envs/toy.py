@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from asyncagent.envs.base import env_seeds, import_engine
+from asyncagent.envs.base import env_seeds, import_envpool
 from asyncagent.envs.pool import Engine, Rows
 from asyncagent.structs import ArraySpec, Discrete, EnvSpec, FloatArray, IntArray
 
@@ -26,6 +26,8 @@ SPECS = {
     "memory": EnvSpec(ArraySpec((4,), "float32"), Discrete(2), 1),
 }
 _TASKS = {"cartpole": "CartPole-v1", "catch": "Catch-v0"}
+_FAMILIES = {"cartpole": "classic_control", "catch": "toy_text"}
+"""Of envpool's environments."""
 
 
 def make_engine(
@@ -42,7 +44,7 @@ class EnvpoolToyEngine:
     """``catch`` or ``cartpole``; envpool restarts an episode at the step after its end row."""
 
     def __init__(self, level_name: str, seeds: list[int], num_threads: int) -> None:
-        envpool = import_engine("envpool", "atari")
+        envpool = import_envpool(_FAMILIES[level_name])
         # About cartpole's bounds, which nobody reads here.
         warnings.filterwarnings("ignore", ".*precision lowered by casting to float32")
         self.spec = SPECS[level_name]
