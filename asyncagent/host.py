@@ -175,6 +175,9 @@ class ActorHost:
     async def _on_message(self, header: FromLearner, parts: list[Any]) -> None:
         if isinstance(header, Welcome):
             self._on_welcome(header)
+        elif isinstance(header, wire.Ended):
+            _log.info("%s: the run is complete", self._flags.connect)
+            self.stop()
         elif self._duty is not None:
             await self._duty.on_message(header, parts)
 

@@ -254,6 +254,8 @@ class _Run:
             self.queue.close()
             await asyncio.wait({learner}, timeout=DRAIN_S)
             await cancel(learner, reporter)
+            if self.bridge and self.learner.frames >= self.config.total_environment_frames:
+                self.bridge.farewell()
             async with asyncio.timeout(GRACE_S):
                 await self._save()
                 await self._report(summary=True)

@@ -45,6 +45,7 @@ from asyncagent.threads import NamedThread
 from asyncagent.wire import (
     Accepted,
     Bye,
+    Ended,
     FromLearner,
     Hello,
     Ping,
@@ -64,6 +65,8 @@ LOST_S = 8.0
 """A host that says nothing for so long is lost; it says something every two seconds."""
 TICK_S = 1.0
 HANDSHAKE_MS = 5_000
+FAREWELL_MS = 1_000
+"""Longest that the hosts' last message may take to leave."""
 MAX_COMPLAINTS = 3
 """Log lines about what one host gets wrong."""
 MAX_REFUSALS = 10
@@ -116,6 +119,7 @@ class RemoteBridge:
         self._weights: Weights | None = None
         self._weights_wanted = asyncio.Event()
         self._closed = False
+        self._linger_ms = 0
         self._tasks: asyncio.TaskGroup | None = None
         # Not what concerns this machine alone.
         self._public = dataclasses.replace(
@@ -158,6 +162,12 @@ class RemoteBridge:
             self._tasks.create_task(self._tick())
             self._tasks.create_task(self._send_weights())
 
+    def farewell(self) -> None:
+        """The run is complete: send the hosts home."""
+        for member in self._members.present.values():
+            self._send(member.routing, Ended())
+        self._linger_ms = FAREWELL_MS
+
     def close(self) -> None:
         """Let the socket and the thread go; harmless when repeated."""
         if self._closed:
@@ -168,7 +178,7 @@ class RemoteBridge:
                 group.lose("the learner ends")
         if self._gate is not None:
             self._gate.stop()
-        self._context.destroy(linger=0)
+        self._context.destroy(linger=self._linger_ms)
         self._thread.close()
 
     @property

@@ -213,8 +213,12 @@ class Act(_Header):
     number: int
 
 
+class Ended(_Header):
+    """The run is complete: there is nothing left to act for."""
+
+
 FromHost: TypeAlias = Hello | Ping | WantWeights | UnrollSent | RowSent | Bye
-FromLearner: TypeAlias = Welcome | Refused | Unknown | Pong | Accepted | WeightsSent | Act
+FromLearner: TypeAlias = Welcome | Refused | Unknown | Pong | Accepted | WeightsSent | Act | Ended
 
 _WINDOW = 1 << 20
 """Bytes; level 1 of zstd, in which we compress, needs half of that."""

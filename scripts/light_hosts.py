@@ -153,8 +153,9 @@ async def learn(flags: Flags) -> None:
             await asyncio.sleep(1)
             cpu_s = time.process_time()
             present = len(bridge.progress())
-            tell(at_s=time.monotonic(), hosts=present, taken=taken, memory_mb=memory_mb(), updates=version, cpu_s=cpu_s,
-                 rejected=bridge.rejected, refused=bridge.refused)  # fmt: skip
+            tell(at_s=time.monotonic(), hosts=present, taken=taken, updates=version,
+                 memory_mb=memory_mb(), cpu_s=cpu_s, rejected=bridge.rejected,
+                 refused=bridge.refused)  # fmt: skip
 
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(task) for task in (bridge.serve(), take(), watch())]

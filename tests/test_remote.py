@@ -18,6 +18,7 @@ import zmq.asyncio
 
 from asyncagent import conversation, wire
 from asyncagent.__main__ import main
+from asyncagent.host import ActorHost, HostFlags
 from asyncagent.keys import AllowedKeys, load_public, load_secret, make_keys
 from asyncagent.members import Members
 from asyncagent.remote import LOST_S, TICK_S, Listener, RemoteBridge
@@ -671,5 +672,23 @@ def test_bridge_says_where_it_cannot_listen() -> None:
                 RemoteBridge(
                     run.config, SPEC, Listener(bridge.endpoint, None, None), run.learning(), 7
                 )
+
+    play(test())
+
+
+@pytest.mark.parametrize("inference", ["host", "learner"])
+def test_completed_run_sends_its_hosts_home(
+    inference: wire.Inference, environments: Environments
+) -> None:
+    """A host whose learner has learned all it wanted to ends by itself, in good order."""
+
+    async def test() -> None:
+        async with scene() as (_, bridge):
+            host = ActorHost(HostFlags(connect=bridge.endpoint, num_actors=4, inference=inference))
+            working = asyncio.create_task(host.run())
+            await until(lambda: bridge.progress())
+            bridge.farewell()
+            async with asyncio.timeout(WATCHDOG_S):
+                await working
 
     play(test())
