@@ -61,7 +61,7 @@ from asyncagent.wire import (
 
 __all__ = ["Learning", "Listener", "RemoteBridge", "Weights", "make_listener"]
 
-LOST_S = 8.0
+LOST_S = 7.0
 """A host that says nothing for so long is lost; it says something every two seconds."""
 TICK_S = 1.0
 HANDSHAKE_MS = 5_000
