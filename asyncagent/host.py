@@ -159,7 +159,6 @@ class ActorHost:
     # The conversation.
 
     def _hello(self) -> Hello:
-        given = self._given.welcome if self._given else None
         return Hello(
             protocol=wire.PROTOCOL,
             incarnation=self._incarnation,
@@ -168,8 +167,6 @@ class ActorHost:
             num_actors=self._flags.num_actors,
             num_groups=self._flags.num_groups,
             num_cores=min(cores(), 4096),
-            session=given.session if given else b"",
-            slots=[group.slot for group in given.groups] if given else [],
         )
 
     async def _on_message(self, header: FromLearner, parts: list[Any]) -> None:

@@ -10,12 +10,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from asyncagent import wire
+from asyncagent import formats, wire
 from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.config import Config
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import WireError
+from asyncagent.formats import RowFormat, UnrollFormat
 from asyncagent.structs import EnvSpec, EnvStep, Episode, Loss, Unroll
 from asyncagent.tasks import named, noted
 from asyncagent.threads import NamedThread
@@ -25,9 +26,7 @@ from asyncagent.wire import (
     FromHost,
     FromLearner,
     Pong,
-    RowFormat,
     RowSent,
-    UnrollFormat,
     UnrollSent,
     WantWeights,
     WeightsSent,
@@ -108,7 +107,7 @@ class LearnerInfers:
             answer: asyncio.Future[wire.Buffer] = asyncio.get_running_loop().create_future()
             self._waiting[slot] = _Waiting(header, parts, answer)
             self._send(header, *parts)
-            action = wire.decode_action(await answer, group.num_envs, space)
+            action = formats.decode_action(await answer, group.num_envs, space)
             before, number = row.observation, number + 1
             row = await group.step(action)
 

@@ -12,11 +12,12 @@ from asyncagent import wire
 from asyncagent.config import Config
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import EndOfUnrolls, WireError
+from asyncagent.formats import UnrollFormat
 from asyncagent.members import Member
 from asyncagent.structs import EnvSpec, Episode, Loss, Nest, Unroll
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollBuffers, empty_unroll
-from asyncagent.wire import RowSent, UnrollFormat, UnrollSent
+from asyncagent.wire import RowSent, UnrollSent
 
 MAX_WAITING = 4
 """Decoded unrolls that wait for the queue, of all hosts together; the others stay packed."""
@@ -122,6 +123,9 @@ class Intake:
             raise WireError("another compression than was agreed on")
         group = member.slots[header.slot]
         wire.check_happened(header, group.level_name, group.num_envs)
+        rows = (self._config.unroll_length + 1) * group.num_envs
+        if header.acted_frames > rows * self._config.num_action_repeats:
+            raise WireError(f"{header.acted_frames} frames, more than an unroll has")
         buffers = self._buffers_of(group.num_envs)
         unroll = buffers.take()
         version = self._learning.version()

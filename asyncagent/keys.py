@@ -39,6 +39,7 @@ _DOMAIN = b"*"
 """Any domain, enforced, makes ZeroMQ refuse everybody while no gate answers; else it admits all."""
 _MAX_LINES_PER_MINUTE = 10
 _REMEMBERED = 100
+_NO_KEY = b""
 _KEY_LINE = re.compile(
     r"""^[ \t]*(public|secret)-key[ \t]*=[ \t]*["']?([^"'\s]*)["']?[ \t\r]*$""", re.M
 )
@@ -266,7 +267,7 @@ class Gate:
     """Answers a context's sockets, ZeroMQ's ZAP, whether a client's key is allowed.
 
     A client's key becomes the ``User-Id`` of all its messages. Clients without a key, or that
-    take the server for another, fail before ZeroMQ asks, and are not counted here.
+    take the server for another, fail before ZeroMQ asks: ``watch`` counts them.
     """
 
     def __init__(
@@ -277,7 +278,7 @@ class Gate:
     ) -> None:
         """``clock``: seconds, for how often a refusal is logged."""
         self.refused = 0
-        """Handshakes refused since the start because the key is not allowed."""
+        """Handshakes since the start that the key, or what else was shown, did not open."""
         self._context = context
         self._allowed = allowed
         self._clock = clock
@@ -299,15 +300,22 @@ class Gate:
             self._authenticator.stop()
             self._authenticator = None
 
+    async def watch(self, failures: zmq.asyncio.Socket) -> None:
+        """Count, for ever, what ``failures_of`` a socket tells."""
+        while True:
+            await failures.recv_multipart()
+            self.refused += 1
+            self._tell(_NO_KEY, "it showed no key, or takes this learner for another")
+
     def callback(self, domain: str, key: bytes) -> bool:
         """ZAP's question: may the client that has proved to own ``key`` connect?"""
         if key in self._allowed:
             return True
         self.refused += 1
-        self._tell(key)
+        self._tell(key, f"its key, {key.decode()}, is not allowed")
         return False
 
-    def _tell(self, key: bytes) -> None:
+    def _tell(self, key: bytes, why: str) -> None:
         """Once per key, of the last ones; never so often that a stranger fills the log."""
         now = self._clock()
         often = len(self._lines) == _MAX_LINES_PER_MINUTE and now < self._lines[0] + 60
@@ -315,7 +323,14 @@ class Gate:
             return
         self._told.append(key)
         self._lines.append(now)
-        _log.warning("refused an actor host: its key, %s, is not allowed", key.decode())
+        _log.warning("refused an actor host: %s", why)
+
+
+def failures_of(socket: zmq.asyncio.Socket) -> zmq.asyncio.Socket:
+    """Where ``socket``, before it binds, is made to tell of handshakes that never come to a key."""
+    return socket.get_monitor_socket(
+        zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    )
 
 
 def sender(frame: zmq.Frame) -> bytes:

@@ -28,6 +28,7 @@ from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, UsageError
 from asyncagent.learner import Learner
 from asyncagent.metrics import (
+    NO_HOSTS,
     Counters,
     LearnerStatistics,
     MetricsFile,
@@ -413,7 +414,7 @@ class _Run:
             figures,
             batches.since(self._batcher_before).mean_batch_size,
             len(self.queue),
-            {} if self.bridge is None else self.bridge.reports(),
+            NO_HOSTS if self.bridge is None else self.bridge.report(),
         )
         self._batcher_before = batches
         self.last_report = report

@@ -95,6 +95,10 @@ class Report(NamedTuple):
     """By level name: what each level has given so far."""
     hosts: dict[str, HostReport]
     """By name: the actor hosts that are here."""
+    hosts_refused: int
+    """Requests and connections of actor hosts refused since this session started."""
+    messages_rejected: int
+    """Messages of actor hosts ignored since then: they were not what was agreed on."""
 
     def to_json(self) -> str:
         """One JSON object without line breaks; what is not a number is null."""
@@ -110,6 +114,20 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()
     }
+
+
+class HostsReport(NamedTuple):
+    """What the bridge has seen of actor hosts."""
+
+    hosts: dict[str, HostReport]
+    """By name."""
+    refused: int
+    """Requests and connections since this session started."""
+    rejected: int
+    """Messages since then."""
+
+
+NO_HOSTS = HostsReport({}, 0, 0)
 
 
 class LearnerStatistics(NamedTuple):
@@ -219,7 +237,7 @@ class Counters:
 
     def report(
         self, figures: LearnerStatistics, inference_batch_mean: float, queue_columns: int,
-        hosts: dict[str, HostReport],
+        afar: HostsReport,
     ) -> Report:  # fmt: skip
         """The report since the last one."""
         frames, updates = figures.frames, figures.updates
@@ -253,7 +271,9 @@ class Counters:
             dmlab30_no_cap=self.dmlab30_scores[0],
             dmlab30_cap_100=self.dmlab30_scores[1],
             levels={name: level.report() for name, level in self._levels.items()},
-            hosts=hosts,
+            hosts=afar.hosts,
+            hosts_refused=afar.refused,
+            messages_rejected=afar.rejected,
         )
 
 
@@ -327,6 +347,9 @@ class TensorBoard:
                 self._scalar(tag, value, report.frames)
         for level, figures in report.levels.items():
             self._scalar(f"{level}/queue_columns", figures.queue_columns, report.frames)
+        if report.hosts or report.hosts_refused or report.messages_rejected:
+            self._scalar("hosts/refused", report.hosts_refused, report.frames)
+            self._scalar("hosts/messages_rejected", report.messages_rejected, report.frames)
         for name, host in report.hosts.items():
             for field, value in host._asdict().items():
                 self._scalar(f"hosts/{name}/{field}", value, report.frames)

@@ -34,11 +34,12 @@ from asyncagent.keys import (
     KeyPair,
     check_endpoint,
     check_listening,
+    failures_of,
     load_secret,
     sender,
 )
 from asyncagent.members import MAX_GROUP, Member, Members
-from asyncagent.metrics import HostReport
+from asyncagent.metrics import HostReport, HostsReport
 from asyncagent.remote_group import RemoteGroup
 from asyncagent.structs import EnvSpec
 from asyncagent.threads import NamedThread
@@ -128,6 +129,7 @@ class RemoteBridge:
         self._spec_json = json.dumps(spec_to_json(spec))
         self._allowed = listener.allowed
         self._gate: Gate | None = None
+        self._failures: zmq.asyncio.Socket | None = None
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         try:
@@ -153,6 +155,7 @@ class RemoteBridge:
             listener.secret.serve(socket)
             self._gate = Gate(self._context, listener.allowed)
             self._gate.start()
+            self._failures = failures_of(socket)
         socket.bind(listener.endpoint)
 
     async def serve(self) -> None:
@@ -161,6 +164,8 @@ class RemoteBridge:
             self._tasks.create_task(self._receive())
             self._tasks.create_task(self._tick())
             self._tasks.create_task(self._send_weights())
+            if self._gate is not None and self._failures is not None:
+                self._tasks.create_task(self._gate.watch(self._failures))
 
     def farewell(self) -> None:
         """The run is complete: send the hosts home."""
@@ -178,27 +183,28 @@ class RemoteBridge:
                 group.lose("the learner ends")
         if self._gate is not None:
             self._gate.stop()
+            self._socket.disable_monitor()
         self._context.destroy(linger=self._linger_ms)
         self._thread.close()
 
     @property
     def refused(self) -> int:
-        """Requests of hosts that were not met, and handshakes with keys that are not allowed."""
+        """Requests of hosts that were not met, and handshakes that no allowed key opened."""
         return self._refused + (0 if self._gate is None else self._gate.refused)
 
     def progress(self) -> dict[str, Any]:
         """Hosts at work."""
         return {member.hello.name: member.received for member in self._members.present.values()}
 
-    def reports(self) -> dict[str, HostReport]:
-        """By name of the host; those of one name are told apart by a number."""
+    def report(self) -> HostsReport:
+        """Hosts by name, those of one name told apart by a number; who was refused; what was."""
         reports: dict[str, HostReport] = {}
         for member in self._members.present.values():
             name, count = member.hello.name, 2
             while name in reports:
                 name, count = f"{member.hello.name}#{count}", count + 1
             reports[name] = member.report()
-        return reports
+        return HostsReport(reports, self.refused, self.rejected)
 
     # Messages.
 
@@ -241,7 +247,12 @@ class RemoteBridge:
             case UnrollSent():
                 self._intake.on_unroll(member, header, [frame.buffer for frame in frames[2:]])
             case RowSent():
-                self._intake.on_row(member, header, [frame.buffer for frame in frames[2:]])
+                try:
+                    self._intake.on_row(member, header, [frame.buffer for frame in frames[2:]])
+                except WireError as error:
+                    # No Act would ever come, and the host would wait for it.
+                    self._send(routing, Refused(f"a row of it is none: {error}"[:500], True))
+                    raise
             case Bye():
                 self._lose(member, "leaves", comes_back=False)
 
@@ -297,7 +308,6 @@ class RemoteBridge:
         self._members.connect(member, routing)
         member.heard_s = self._clock()
         member.weights_sent = -1
-        slots = [group.slot for group in member.groups]
         self._send(
             routing,
             Welcome(
@@ -308,7 +318,6 @@ class RemoteBridge:
                 num_weights=self._learning.num_weights if hello.inference == "host" else 0,
                 groups=member.groups,
                 seed=self._seed,
-                go_on=hello.session == self.session and hello.slots == slots,
                 received=member.received,
                 credits=len(member.groups),
                 version=self._learning.version(),
@@ -356,6 +365,7 @@ class RemoteBridge:
 
     def _revoke(self, member: Member) -> None:
         self._refused += 1
+        self._send(member.routing, Refused("its key is no longer allowed", for_good=True))
         self._lose(member, "has a key that is no longer allowed", comes_back=False)
 
     def _refuse(self, routing: bytes, reason: str, for_good: bool = True) -> None:

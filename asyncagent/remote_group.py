@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import optree
 
-from asyncagent import wire
+from asyncagent import formats, wire
 from asyncagent.errors import ActorLost, WireError
+from asyncagent.formats import RowFormat
 from asyncagent.structs import ActionArray, EnvSpec, EnvStep, Nest
-from asyncagent.wire import Act, RowFormat, RowSent
+from asyncagent.wire import Act, RowSent
 
 
 class RemoteGroup:
@@ -46,7 +47,7 @@ class RemoteGroup:
     async def step(self, action: ActionArray) -> EnvStep:
         """The row that follows ``action`` [E, ...]; ActorLost once the host is gone."""
         act = Act(self._slot, self._rows - 1)
-        self._act = (act, wire.encode_action(action, self.spec.actions))
+        self._act = (act, formats.encode_action(action, self.spec.actions))
         if self._lost is None:
             self._send(*self._act)
         return await self._next()

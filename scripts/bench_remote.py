@@ -44,6 +44,7 @@ from asyncagent.bench import training
 from asyncagent.bench.measure import resolved
 from asyncagent.config import Config, resolve
 from asyncagent.envs import env_spec
+from asyncagent.formats import RowFormat, UnrollFormat
 from asyncagent.placement import keep_freed_memory
 from asyncagent.structs import EnvStep
 from asyncagent.unroll import empty_unroll
@@ -269,8 +270,8 @@ def bench_bytes(flags: Flags) -> Figures:
         with contextlib.ExitStack() as patches:
             if stacks == "stacks whole":
                 patches.enter_context(mock.patch.object(wire, "is_stack", lambda leaf: False))
-            unrolls = wire.UnrollFormat(spec, recorded.config.unroll_length, 64, ())
-            rows = wire.RowFormat(spec, 64)
+            unrolls = UnrollFormat(spec, recorded.config.unroll_length, 64, ())
+            rows = RowFormat(spec, 64)
             for compression in COMPRESSIONS:
                 total = sum(
                     traffic.num_bytes(unrolls.encode(unroll, compression))

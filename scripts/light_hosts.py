@@ -33,6 +33,7 @@ from asyncagent.config import Config, resolve
 from asyncagent.conversation import PING_S, SILENCE_S
 from asyncagent.envs import env_spec
 from asyncagent.envs.shared import spec_from_json
+from asyncagent.formats import UnrollFormat
 from asyncagent.keys import load_public, load_secret
 from asyncagent.placement import keep_freed_memory
 from asyncagent.remote import Learning, RemoteBridge, Weights, make_listener
@@ -296,9 +297,7 @@ class LightHost:
     def _say_hello(self) -> None:
         self._hello_s = time.monotonic()
         # Its groups begin anew: what it had sent before is not gone on with.
-        hello = wire.Hello(
-            wire.PROTOCOL, self._incarnation, self.name, "host", GROUPS, GROUPS, 1, b"", []
-        )
+        hello = wire.Hello(wire.PROTOCOL, self._incarnation, self.name, "host", GROUPS, GROUPS, 1)
         self._send(hello)
 
     def _send(self, header: wire.FromHost, *parts: bytes) -> None:
@@ -341,7 +340,7 @@ class Crew:
             spec = spec_from_json(json.loads(welcome.spec))
             unroll = map_nest(np.zeros_like, empty_unroll(config.unroll_length, 1, spec, ()))
             unroll.valid.fill(True)
-            format_ = wire.UnrollFormat(spec, config.unroll_length, 1, ())
+            format_ = UnrollFormat(spec, config.unroll_length, 1, ())
             parts = [bytes(part) for part in format_.encode(unroll, config.compression)]
             self.agreed = _Agreed(parts, config.compression)
 

@@ -31,6 +31,7 @@ from asyncagent.config import Config
 from asyncagent.conversation import Conversation
 from asyncagent.envs import env_spec, make_group
 from asyncagent.errors import EndOfUnrolls
+from asyncagent.formats import UnrollFormat
 from asyncagent.keys import load_public, load_secret, make_keys
 from asyncagent.remote import Learning, RemoteBridge, Weights, make_listener
 from asyncagent.structs import EnvStep, Nest, PolicyStep, Unroll, map_nest
@@ -42,7 +43,6 @@ from asyncagent.wire import (
     FromLearner,
     Hello,
     Pong,
-    UnrollFormat,
     UnrollSent,
     Welcome,
 )
@@ -311,9 +311,7 @@ class _Feed:
         own = None
         if keys is not None:
             own = (load_secret(keys / "host.key_secret"), load_public(keys / "learner.key"))
-        self._hello = Hello(
-            PROTOCOL, os.urandom(16), "feed", "host", num_actors, GROUPS, 1, b"", []
-        )
+        self._hello = Hello(PROTOCOL, os.urandom(16), "feed", "host", num_actors, GROUPS, 1)
         self.conversation = Conversation(
             endpoint, own, 0.0, lambda: self._hello, self._on_message, is_bulky=True
         )

@@ -17,6 +17,7 @@ from asyncagent import wire
 from asyncagent.actor import act
 from asyncagent.config import Config
 from asyncagent.envs.base import EnvGroup
+from asyncagent.formats import UnrollFormat
 from asyncagent.host import ActorHost, HostFlags
 from asyncagent.keys import KeyPair
 from asyncagent.models import make_net
@@ -25,7 +26,7 @@ from asyncagent.remote import Learning, Listener, RemoteBridge, Weights
 from asyncagent.structs import ArraySpec, Discrete, EnvSpec, Episode, Loss, Unroll, map_nest
 from asyncagent.unroll import empty_unroll
 from asyncagent.weights import encode_weights, num_weights
-from asyncagent.wire import FromHost, FromLearner, Hello, UnrollFormat, UnrollSent, Welcome
+from asyncagent.wire import FromHost, FromLearner, Hello, UnrollSent, Welcome
 from tests.fakes import CounterGroup, CountingPolicy
 
 WATCHDOG_S = 60
@@ -192,8 +193,12 @@ async def host_of(endpoint: str, **flags: Any) -> AsyncIterator[ActorHost]:
 class Peer:
     """Speaks for a host, word for word."""
 
-    def __init__(self, endpoint: str, keys: tuple[KeyPair, bytes] | None = None) -> None:
+    def __init__(
+        self, endpoint: str, keys: tuple[KeyPair, bytes] | None = None, once: bool = False
+    ) -> None:
+        """``once``: try to connect once only."""
         self._endpoint = endpoint
+        self._once = once
         self._keys = keys
         self._context = zmq.asyncio.Context()
         self.incarnation = np.random.default_rng().bytes(16)
@@ -203,6 +208,8 @@ class Peer:
         """Another connection; what was there before stays open."""
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
+        if self._once:
+            socket.reconnect_ivl = -1
         if self._keys is not None:
             own, learner = self._keys
             own.connect(socket, learner)
@@ -227,8 +234,6 @@ class Peer:
             "num_actors": 8,
             "num_groups": 4,
             "num_cores": 2,
-            "session": b"",
-            "slots": [],
         }
         return Hello(**(values | changes))
 
@@ -237,11 +242,6 @@ class Peer:
         header = await self.hear()
         assert isinstance(header, Welcome), header
         return header
-
-    def again(self, welcome: Welcome, **changes: Any) -> Hello:
-        """What a host says that has had that Welcome."""
-        slots = [group.slot for group in welcome.groups]
-        return self.hello(session=welcome.session, slots=slots, **changes)
 
     async def send_unroll(self, seq: int, slot: int, num_envs: int = 2, frames: int = 10) -> None:
         unroll = empty_unroll(T, num_envs, SPEC, ())

@@ -49,6 +49,7 @@ ORDER = (
     "weights",
     "keys",
     "wire",
+    "formats",
     "remote_group",
     "members",
     "intake",

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from asyncagent.metrics import (
+    NO_HOSTS,
     Counters,
     HostReport,
+    HostsReport,
     LearnerStatistics,
     MetricsFile,
     Report,
@@ -38,7 +40,7 @@ def report(frames: int = 4000, mean: float = 1.5) -> Report:
     counters = Counters(4, 0, 0, 0.0)
     if not math.isnan(mean):
         counters.on_row(row(2, (Episode("x", mean, 10, 0),)))
-    return counters.report(figures(frames, 10), 16.0, 8, {})
+    return counters.report(figures(frames, 10), 16.0, 8, NO_HOSTS)
 
 
 def test_rates_are_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,13 +51,13 @@ def test_rates_are_since_the_last_report(monkeypatch: pytest.MonkeyPatch) -> Non
     for _ in range(5):
         counters.on_row(row(16))
     now_s = 110.0
-    first = counters.report(figures(3000, 30), 16.0, 8, {})
+    first = counters.report(figures(3000, 30), 16.0, 8, NO_HOSTS)
     assert first.time_s == pytest.approx(60.0)
     assert first.frames_per_s == pytest.approx(200.0)
     assert first.acted_frames_per_s == pytest.approx(5 * 16 * 4 / 10)
     assert first.updates_per_s == pytest.approx(2.0)
     now_s = 111.0
-    second = counters.report(figures(3100, 30), 16.0, 8, {})
+    second = counters.report(figures(3100, 30), 16.0, 8, NO_HOSTS)
     assert second.frames_per_s == pytest.approx(100.0)
     assert second.acted_frames_per_s == 0
     assert second.updates_per_s == 0
@@ -66,7 +68,7 @@ def test_episode_means_are_over_the_last_hundred() -> None:
     counters = Counters(4, 0, 0, 0.0)
     for value in range(150):
         counters.on_row(row(1, (Episode("x", float(value), value, 0),)))
-    made = counters.report(figures(0, 0), 1.0, 0, {})
+    made = counters.report(figures(0, 0), 1.0, 0, NO_HOSTS)
     assert made.episodes == 150
     assert made.episode_return_mean == pytest.approx(np.mean(range(50, 150)))
     assert made.episode_frames_mean == pytest.approx(4 * np.mean(range(50, 150)))
@@ -133,7 +135,7 @@ def test_lost_environments_are_counted_and_act_no_frames(
     counters = Counters(4, 0, 0, 0.0)
     counters.on_row(row(16, num_lost=2))
     now_s = 10.0
-    made = counters.report(figures(0, 0), 1.0, 0, {})
+    made = counters.report(figures(0, 0), 1.0, 0, NO_HOSTS)
     assert made.env_losses == 2
     assert made.acted_frames_per_s == pytest.approx(14 * 4 / 10)
 
@@ -142,7 +144,7 @@ def test_what_hosts_did_counts_as_acted() -> None:
     """Frames, games and losses of an actor host are counted as those of our own environments."""
     counters = Counters(4, 0, 0, 0.0)
     counters.on_afar((Episode("x", 3.0, 10, 0),), (Loss("x", 1, 0, "died"),), 80)
-    made = counters.report(figures(0, 0), 1.0, 0, {})
+    made = counters.report(figures(0, 0), 1.0, 0, NO_HOSTS)
     assert (made.episodes, made.env_losses, made.episode_return_mean) == (1, 1, 3.0)
     assert made.acted_frames_per_s > 0
     assert made.levels["x"].episodes == 1
@@ -154,5 +156,7 @@ def test_hosts_are_in_the_file_and_on_the_line(tmp_path: Path) -> None:
     made = report()._replace(hosts={"far": host, "near": host})
     read = json.loads(made.to_json())["hosts"]["far"]
     assert read == host._asdict() | {"round_trip_ms": None}
+    strange = Counters(4, 0, 0, 0.0).report(figures(0, 0), 1.0, 0, HostsReport({}, 3, 5))
+    assert (strange.hosts_refused, strange.messages_rejected) == (3, 5)
     assert "hosts 2 with 32 actors" in describe(made, 1000, 10.0)
     assert "hosts" not in describe(report(), 1000, 10.0)

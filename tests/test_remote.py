@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -12,29 +13,35 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zmq
 import zmq.asyncio
 
 from asyncagent import conversation, wire
 from asyncagent.__main__ import main
+from asyncagent.formats import RowFormat
 from asyncagent.host import ActorHost, HostFlags
 from asyncagent.keys import AllowedKeys, load_public, load_secret, make_keys
 from asyncagent.members import Members
+from asyncagent.metrics import HostsReport
 from asyncagent.remote import LOST_S, TICK_S, Listener, RemoteBridge
 from asyncagent.structs import ArraySpec
 from asyncagent.wire import (
     Accepted,
+    Act,
     Bye,
     Hello,
     Ping,
     Pong,
     Refused,
+    RowSent,
     Unknown,
     WantWeights,
     WeightsSent,
     Welcome,
 )
+from tests.fakes import CounterGroup
 from tests.relay import Relay, Weather
 from tests.remote_fakes import (
     CONFIG,
@@ -160,8 +167,6 @@ def test_groups_are_of_equal_size(num_actors: int, num_groups: int, expected: in
         num_actors=num_actors,
         num_groups=num_groups,
         num_cores=2,
-        session=b"",
-        slots=[],
     )
     member = Members(CONFIG).join(hello, b"")
     assert member is not None
@@ -187,7 +192,7 @@ def test_a_lost_host_is_missed_within_ten_seconds_and_may_come_back(
             assert "actor host peer is lost: silent for 9 s" in caplog.text
             await peer.say(Ping(0.0, 0.0, 0))
             assert await peer.hear() == Unknown()
-            await peer.say(peer.again(before, inference=inference))
+            await peer.say(peer.hello(inference=inference))
             after = await peer.hear()
             assert isinstance(after, Welcome)
             assert [group.slot for group in after.groups] == [0, 1, 2, 3]
@@ -202,13 +207,13 @@ def test_a_lost_hosts_slots_go_to_others() -> None:
 
     async def test() -> None:
         async with scene("a", "b", clock=clock) as (run, bridge, one, two):
-            before = await one.join()
+            await one.join()
             await one.send_unroll(1, 0)
             assert await one.hear() == Accepted(1, 0)
             clock.now_s += 10
             bridge.look_round()
             assert [group.slot for group in (await two.join()).groups] == [0, 1, 2, 3]
-            await one.say(one.again(before))
+            await one.say(one.hello())
             after = await one.hear()
             assert isinstance(after, Welcome)
             assert [group.slot for group in after.groups] == [4, 5, 6, 7]
@@ -234,10 +239,10 @@ def test_hello_may_be_said_again() -> None:
             await peer.say(Ping(1.0, 0.0, 0))
             assert await peer.hear(old) == Unknown()  # and no Welcome before it
             peer.socket = new
-            await peer.say(peer.again(first))
+            await peer.say(peer.hello())
             again = await peer.hear()
             assert isinstance(again, Welcome)
-            assert (again.groups, again.received, again.go_on) == (first.groups, 1, True)
+            assert (again.groups, again.received) == (first.groups, 1)
             assert len(run.unrolls) == 1
 
     play(test())
@@ -315,6 +320,42 @@ def test_a_bad_unroll_does_not_hold_up_the_next() -> None:
     play(test())
 
 
+def test_a_host_cannot_claim_more_frames_than_an_unroll_has() -> None:
+    """One row more than that of every environment is one too many."""
+    most = (T + 1) * 2 * CONFIG.num_action_repeats
+
+    async def test() -> None:
+        async with scene("a") as (run, bridge, peer):
+            await peer.join()
+            for seq, frames in enumerate((most, most + 1), 1):
+                await peer.send_unroll(seq, 0, frames=frames)
+                assert await peer.hear() == Accepted(seq, 0)
+            assert (bridge.rejected, run.told) == (1, [most])
+
+    play(test())
+
+
+def test_a_host_whose_row_cannot_be_is_told_so() -> None:
+    """It would wait for an action that never comes."""
+
+    async def test() -> None:
+        async with scene("a") as (_, bridge, peer):
+            welcome = await peer.join(inference="learner")
+            format_ = RowFormat(SPEC, 2)
+            blank = await CounterGroup([[7]] * 2).reset()
+            for reward, answer in ((np.nan, Refused), (0.0, Act)):
+                row = blank._replace(reward=np.full(2, reward, np.float32), first=np.ones(2, bool))
+                header = RowSent(welcome.groups[0].slot, 0, "none", [], [])
+                await peer.say(header, *format_.encode(row, None, "none"))
+                heard = await peer.hear()
+                assert isinstance(heard, answer), heard
+                if isinstance(heard, Refused):
+                    assert heard.for_good and "reward is not finite" in heard.reason
+            assert bridge.rejected == 1
+
+    play(test())
+
+
 def test_more_than_the_credits_is_not_taken() -> None:
     """Beyond one unroll for each group nothing is kept for a host."""
 
@@ -347,10 +388,14 @@ def test_a_lost_hosts_unrolls_wait_for_it() -> None:
             clock.now_s += 10
             bridge.look_round()
             run.takes.set()
-            await peer.say(peer.again(welcome))
+            await peer.say(peer.hello())
             after = await peer.hear()
             assert isinstance(after, Welcome)
-            assert (after.go_on, after.received) == (True, 1)
+            assert (after.session, after.groups, after.received) == (
+                welcome.session,
+                welcome.groups,
+                1,
+            )
             await peer.send_unroll(2, 1)
             assert await peer.hear() == Accepted(2, 0)
             assert [unroll.observation[0, 0, 0] for unroll in run.unrolls] == [1, 2]
@@ -623,6 +668,7 @@ def test_revoked_key_stops_counting_while_connected(tmp_path: Path) -> None:
             bridge.look_round()
             assert bridge.progress() == {"one": 1}
             assert bridge.refused == 1
+            assert await two.hear() == Refused("its key is no longer allowed", True)
             await two.send_unroll(2, 4)
             await two.say(two.hello())
             received = asyncio.create_task(two.hear())
@@ -637,6 +683,37 @@ def test_revoked_key_stops_counting_while_connected(tmp_path: Path) -> None:
             two.close()
 
     play(test())
+
+
+def refused_are(bridge: RemoteBridge, count: int) -> bool:
+    """Whether it has refused so many."""
+    return bridge.refused == count
+
+
+def test_strangers_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a key, with another learner's, with one that no file allows: none gets in."""
+
+    async def test() -> None:
+        listener, keys = keyed(tmp_path)
+        good, unknown = keys("good"), keys("unknown")
+        (tmp_path / "allowed" / "unknown.key").unlink()
+        assert listener.allowed is not None
+        listener.allowed.refresh()
+        run = Run(CONFIG)
+        async with bridge_of(run, Clock(), listener) as bridge:
+            mistaken = (good[0], unknown[0].public)
+            for count, shown in enumerate((None, mistaken, unknown), 1):
+                stranger = Peer(bridge.endpoint, shown, once=True)
+                stranger.socket.send(b"")
+                await until(functools.partial(refused_are, bridge, count))
+                stranger.close()
+            peer = Peer(bridge.endpoint, good)
+            await peer.join()
+            assert bridge.report()._replace(hosts={}) == HostsReport({}, 3, 0)
+            peer.close()
+
+    play(test())
+    assert len([line for line in caplog.messages if line.startswith("refused an actor host")]) == 2
 
 
 def test_incarnation_belongs_to_its_key(tmp_path: Path) -> None:

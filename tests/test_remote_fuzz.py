@@ -22,6 +22,7 @@ from asyncagent import wire
 from asyncagent.config import Config
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import WireError
+from asyncagent.formats import RowFormat, UnrollFormat
 from asyncagent.members import MAX_HOSTS
 from asyncagent.remote import (
     MAX_COMPLAINTS,
@@ -39,9 +40,7 @@ from asyncagent.wire import (
     Hello,
     Ping,
     Pong,
-    RowFormat,
     RowSent,
-    UnrollFormat,
     UnrollSent,
     WantWeights,
     Welcome,
@@ -145,7 +144,7 @@ class Run:
     def hello(self, name: bytes, inference: Any) -> Hello:
         own = {GOOD: b"g" * 16, ROWS: b"r" * 16}[name]
         actors = 2 * E if name == GOOD else E
-        return Hello(wire.PROTOCOL, own, name.decode(), inference, actors, actors // E, 1, b"", [])
+        return Hello(wire.PROTOCOL, own, name.decode(), inference, actors, actors // E, 1)
 
     def give(self, routing: bytes, header: wire.FromHost, *parts: Any) -> Message:
         message = [routing, wire.encode_header(header), *map(bytes, parts)]
@@ -318,7 +317,7 @@ class Mutations:
         kind = choice.randrange(8)
         if kind == 0:
             where: wire.Inference = "host" if choice.random() < 0.5 else "learner"
-            hello = Hello(wire.PROTOCOL, own, who.decode(), where, 4, 2, 1, b"", [])
+            hello = Hello(wire.PROTOCOL, own, who.decode(), where, 4, 2, 1)
             return [who, wire.encode_header(hello)]
         if kind == 1:
             return [who, wire.encode_header(Ping(1.0, 0.1, 0))]

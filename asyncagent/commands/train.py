@@ -81,6 +81,10 @@ def configure(arguments: Sequence[str]) -> Config:
 def run(config: Config) -> int:
     """Check what can be checked cheaply, train, say how it ended; returns the exit status."""
     check_level(config.level_name)
+    if config.listen:
+        from asyncagent.remote import make_listener
+
+        make_listener(config)
     _check_writable(Path(config.logdir))
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     print(
