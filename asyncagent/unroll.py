@@ -219,6 +219,12 @@ class UnrollQueue:
             if queued.in_use == 0:
                 del self._held[id(part.unroll)]
                 queued.give_back(part.unroll)
+        self._wake()
+
+    async def join(self) -> None:
+        """Wait until every column has been taken and released."""
+        while self._columns or self._held:
+            await self._wait()
 
     def close(self) -> None:
         """Refuse further unrolls and wake everybody; whole batches can still be taken."""

@@ -42,6 +42,7 @@ ORDER = (
     "optim",
     "cuda_learning",
     "learner",
+    "lockstep",
     "checkpoint",
     "video",
     "games",

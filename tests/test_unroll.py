@@ -124,6 +124,25 @@ def test_close_wakes_a_waiting_get() -> None:
     asyncio.run(run())
 
 
+def test_queue_is_joined_once_all_is_released() -> None:
+    """``join`` waits for columns that wait, and for those that are being learned from."""
+
+    async def test() -> None:
+        queue = UnrollQueue(8, 2)
+        await queue.put(unroll(4), drop)
+        joined = asyncio.create_task(queue.join())
+        for last in (False, True):
+            parts = await queue.get()
+            await asyncio.sleep(0)
+            assert not joined.done()
+            queue.release(parts)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert joined.done() == last
+
+    asyncio.run(test())
+
+
 def test_buffers_come_back_when_their_last_column_is_released() -> None:
     """An unroll split over two batches is given back after both are released, once."""
 
