@@ -186,6 +186,7 @@ def judge(
         "accepted": sum(line["accepted"] for line in left.values()),
         "hosts_judged": len(judged),
         "of_equal_share_least": round(min(shares), 3),
+        "who_had_least": judged[shares.index(min(shares))],
         "of_equal_share_median": round(statistics.median(shares), 3),
         "of_equal_share_most": round(max(shares), 3),
         "memory_mb_start": round(memory[0], 1),
