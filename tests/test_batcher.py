@@ -367,6 +367,29 @@ def test_cancel_before_flush() -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize("what", ["statistics", "malformed"])
+def test_the_departed_leave_the_others_their_timeout(what: str) -> None:
+    """Whatever forgets a cancelled request, those that wait beside it are taken in time."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        tape, start_s = Tape(), loop.time()
+        batcher = DynamicBatcher(tape, 3, timeout_ms=100, thread=InlineThread())
+        gone, stays = batcher(rows(1)), batcher(rows(2))
+        await turns()
+        gone.cancel()
+        if what == "statistics":
+            assert batcher.statistics().pending_rows == 1
+        else:
+            with pytest.raises(BadBatch):
+                batcher(np.zeros((1, 1), np.float32))
+        await stays
+        assert tape.batches == [[2]]
+        assert loop.time() - start_s == pytest.approx(0.1, abs=1e-6)
+
+    run_virtual(main())
+
+
 def test_cancelled_callers_do_not_count_as_waiting() -> None:
     """A registered caller whose request was cancelled is not waiting."""
 
