@@ -343,7 +343,8 @@ class DynamicBatcher:
         self._tally.batch_ended(batch, seconds)
         self._form_proven = self._form_proven or failure is None
         # First the next batch: the thread need not idle while the answers are handed out.
-        self._flush_if_due(loop, loop.time())
+        if loop is self._loop:  # else closed by another thread a moment ago
+            self._flush_if_due(loop, loop.time())
         if failure is None:
             batch.answer(results)
         else:

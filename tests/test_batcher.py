@@ -695,6 +695,27 @@ def test_close_from_another_thread() -> None:
     asyncio.run(main(), debug=True)
 
 
+def test_close_from_another_thread_as_a_batch_ends() -> None:
+    """A batch that had its answers gives them; none is begun for those who wait for the next."""
+
+    async def main() -> None:
+        thread = HeldThread()
+        batcher = DynamicBatcher(Tape(), thread=thread)
+        answered = batcher(rows(1))
+        await turns()
+        queued = batcher(rows(2))
+        thread.release()
+        closer = threading.Thread(target=batcher.close)
+        closer.start()
+        closer.join()
+        assert (await answered).item() == -1
+        with pytest.raises(BatcherClosed):
+            await queued
+        assert not thread.held
+
+    run_virtual(main())
+
+
 def test_a_loop_that_closes_in_mid_batch() -> None:
     """A batch left behind by its loop is dropped in silence, and the next loop is served."""
     entered, release = threading.Event(), threading.Event()
