@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -234,7 +235,12 @@ class UnrollQueue:
     async def _wait(self) -> None:
         future = asyncio.get_running_loop().create_future()
         self._changed.append(future)
-        await future
+        try:
+            await future
+        except asyncio.CancelledError:
+            with contextlib.suppress(ValueError):  # woken and cancelled at once
+                self._changed.remove(future)
+            raise
 
     def _wake(self) -> None:
         # A future only wakes: whoever wakes looks again, so a cancelled waiter loses nothing.

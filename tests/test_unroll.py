@@ -88,6 +88,21 @@ def test_cancelled_get_loses_nothing() -> None:
     asyncio.run(run())
 
 
+def test_cancelled_waiters_leave_nothing_behind() -> None:
+    """However often a wait is given up while nothing moves, the queue does not grow by it."""
+
+    async def run() -> None:
+        queue = UnrollQueue(4, 4)
+        for _ in range(3):
+            getter = asyncio.create_task(queue.get())
+            await asyncio.sleep(0)
+            getter.cancel()
+            await asyncio.wait([getter])
+        assert not queue._changed
+
+    asyncio.run(run())
+
+
 def test_close_wakes_everybody_and_drains() -> None:
     """After close puts raise, whole batches can be taken, then gets raise, again and again."""
 
