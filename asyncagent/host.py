@@ -24,6 +24,7 @@ from asyncagent.config import Config
 from asyncagent.conversation import PING_S, SILENCE_S, Conversation
 from asyncagent.envs import env_spec, make_group
 from asyncagent.envs.base import EnvGroup
+from asyncagent.envs.scratch import sweep
 from asyncagent.envs.shared import spec_from_json
 from asyncagent.errors import UsageError
 from asyncagent.host_duties import Assignment, Duty, HostInfers, LearnerInfers
@@ -280,4 +281,5 @@ async def _play(given: Assignment, duty: Duty) -> None:
         await duty.play(groups)
     finally:
         await asyncio.gather(*(group.close() for group in groups))
+        builder.submit(sweep)
         builder.close()

@@ -25,6 +25,7 @@ from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_ch
 from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
+from asyncagent.envs.scratch import sweep
 from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, GraceOver, UsageError
 from asyncagent.learner import Learner
 from asyncagent.metrics import (
@@ -289,6 +290,7 @@ class _Run:
                 closing: list[Awaitable[None]] = [group.close() for group in self.groups]
                 closing += [self.files_thread.run(writer.close) for writer in writers]
                 await asyncio.gather(*closing, return_exceptions=True)
+                await self.files_thread.run(sweep)
         self.learner.close()
         self.learner_thread.close()
         self.files_thread.close()

@@ -137,7 +137,7 @@ class Watchdog:
             self._warned = {*late}
             if vital:
                 name = max(vital, key=self._still_s.__getitem__)
-                why = f"{self._stood(name)} (see --stall_timeout_s); {situation()}"
+                why = f"{self._stood(name)} (see --stall_timeout_s); {self._now()}"
                 self.leave_within(LEAVE_S, STALLED, "what was left did not end")
                 self._report(why)
                 raise Stalled(why if self._path is None else f"{why}; stacks are in {self._path}")
@@ -231,10 +231,6 @@ class Watchdog:
         writing.join(REPORT_S)
 
     def _text(self, why: str, blocked_s: float) -> str:
-        try:
-            situation = self._situation()
-        except Exception as error:  # the loop's data, read while the loop is who knows where
-            situation = repr(error)
         lasts = [
             f"  {name}: {component.last}, {self._since_s[name] + blocked_s:.0f} s ago"
             f"{', has nothing to do' if component.idle else ''}"
@@ -242,7 +238,7 @@ class Watchdog:
         ]
         return "\n".join(
             [
-                f"{why}\nprocess {os.getpid()}, {time.strftime('%F %T %z')}; {situation}",
+                f"{why}\nprocess {os.getpid()}, {time.strftime('%F %T %z')}; {self._now()}",
                 "What each did last:",
                 *lasts,
                 describe_tasks(self._loop),
@@ -250,6 +246,12 @@ class Watchdog:
                 "",
             ]
         )
+
+    def _now(self) -> str:
+        try:
+            return self._situation()
+        except Exception as error:  # the loop's data, read while the loop is who knows where
+            return repr(error)
 
     def _to_file(self, text: str) -> None:
         if self._path is not None:
