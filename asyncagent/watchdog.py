@@ -31,6 +31,8 @@ STALLED = 3
 """Exit status of a program that has stalled."""
 LEAVE_S = 10.0
 """Longest that a program that has stalled or lost a task may take to end by itself."""
+HELD_UP_S = 30.0
+"""The loop may be held up for so long, whatever the timeout: it loads modules, it makes networks."""
 REPORT_S = 5.0
 """Longest that the report of a stall may take: where it is written may hang, too."""
 
@@ -200,7 +202,7 @@ class Watchdog:
         while not self._ended.wait(self._tick_s):
             blocked_s = blocked_s + self._tick_s if self._turns == turns else 0.0
             turns = self._turns
-            if blocked_s > self._stall_timeout_s:
+            if blocked_s > max(self._stall_timeout_s, HELD_UP_S):
                 why = f"the event loop has been held up for {blocked_s:.0f} s (--stall_timeout_s)"
                 self._report(why, blocked_s)
                 self._leave(STALLED)

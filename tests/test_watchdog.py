@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import asyncagent.signals as signals_module
+import asyncagent.watchdog as watchdog_module
 from asyncagent.diagnosis import describe_tasks, describe_threads
 from asyncagent.errors import CallFailed, Stalled, TaskEnded
 from asyncagent.signals import AskedToStop, tidy_end
@@ -185,8 +186,9 @@ def test_what_is_not_vital_is_warned_of_once(caplog: pytest.LogCaptureFixture) -
     assert "files has not moved" in warning and "call 1 was the last" in warning
 
 
-def test_a_loop_that_is_held_up_is_left(tmp_path: Path) -> None:
+def test_a_loop_that_is_held_up_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no task gets a turn any more the thread reports where the loop is, and leaves."""
+    monkeypatch.setattr(watchdog_module, "HELD_UP_S", 0.0)
     left = Left()
 
     async def main() -> None:

@@ -21,11 +21,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of one's own, removed at the end, or by the next process where this one is killed.
-
-    Raises OSError where none can be made.
-    """
-    folder, held = _make(tempfile.gettempdir())
+    """A folder of one's own, removed at the end, or by the next process where this one is killed."""
+    try:
+        folder, held = _make(tempfile.gettempdir())
+    except OSError:  # somebody else has our name there
+        with tempfile.TemporaryDirectory() as alone:
+            yield Path(alone)
+        return
     try:
         yield folder
     finally:
