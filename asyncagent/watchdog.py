@@ -32,7 +32,7 @@ STALLED = 3
 LEAVE_S = 10.0
 """Longest that a program that has stalled or lost a task may take to end by itself."""
 HELD_UP_S = 30.0
-"""The loop may be held up for so long, whatever the timeout: it loads modules, it makes networks."""
+"""The loop may be held up for so long, whatever the timeout: it loads modules, makes networks."""
 REPORT_S = 5.0
 """Longest that the report of a stall may take: where it is written may hang, too."""
 

@@ -443,9 +443,7 @@ def test_allowed_key_talks_under_its_key(
     run(talk())
 
 
-def test_an_authenticator_that_dies_is_missed(
-    hosts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_authenticator_that_dies_is_missed(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ends the answering comes out of ``answer``: nobody could connect any more."""
 
     def broken(self: Gate, domain: str, key: bytes) -> bool:

@@ -22,7 +22,9 @@ from asyncagent.errors import CheckpointError, GraceOver, NotFinite, Stalled, Us
 from asyncagent.learner import Learner
 from asyncagent.loop import train
 from asyncagent.policy import Policy
+from asyncagent.remote import RemoteBridge
 from asyncagent.structs import EnvSpec, EnvStep, IntArray
+from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
 from tests.fakes import CounterGroup
 
@@ -260,7 +262,7 @@ def test_nobody_stalls_where_no_host_is_present(
         if shown == 30:  # the stall's time has passed more than once
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop_module.Terminal, "show", show)
+    monkeypatch.setattr(Terminal, "show", show)
     assert train(listening(tmp_path, stall_timeout_s=0.4)).frames == 0
 
 
@@ -268,7 +270,7 @@ def test_hosts_that_are_present_and_send_nothing_are_a_stall(
     tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host that is heard of, but whose unrolls have ended, is not waited for in silence."""
-    monkeypatch.setattr(loop_module.RemoteBridge, "progress", lambda self: {"box": 7})
+    monkeypatch.setattr(RemoteBridge, "progress", lambda self: {"box": 7})
     with pytest.raises(BaseExceptionGroup) as caught:
         train(listening(tmp_path, stall_timeout_s=0.4))
     (error,) = leaves(caught.value)

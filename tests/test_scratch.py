@@ -106,9 +106,8 @@ def test_leftover_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         path.write_bytes(bytes(4096))
     for path in (used, old):
         os.utime(path, (1, 1))
-    with used.open("rb") as file:
-        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
-            doom._remove_leftovers()
+    with used.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        doom._remove_leftovers()
     assert used.exists() and young.exists() and not old.exists()
     doom._remove_leftovers()
     assert not used.exists()

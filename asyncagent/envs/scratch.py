@@ -21,7 +21,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of one's own, removed at the end, or by the next process where this one is killed."""
+    """A folder of one's own, removed at the end; where this process is killed, by the next one."""
     try:
         folder, held = _make(tempfile.gettempdir())
     except OSError:  # somebody else has our name there
