@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _FAILURE
     except (Exception, BaseExceptionGroup) as error:
         _report_failure(name, error)
-        return STALLED if _has_stalled(error) else _FAILURE
+        return status_of(error)
 
 
 def run_and_exit() -> None:
@@ -94,10 +94,10 @@ def _report_failure(name: str, error: BaseException) -> None:
         print(f"asyncagent {name}: {type(first).__name__}: {first}{where}", file=sys.stderr)
 
 
-def _has_stalled(error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(Stalled) is not None
-    return isinstance(error, Stalled)
+def status_of(error: BaseException) -> int:
+    """The exit status of a program that failed in such a way."""
+    failures = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+    return _FAILURE if failures.subgroup(Stalled) is None else STALLED
 
 
 def _help() -> str:
