@@ -44,6 +44,7 @@ _POSITIVE = (
     "summary_interval_s",
     "report_interval_s",
     "stall_timeout_s",
+    "grace_s",
     "env_timeout_s",
     "level_cache_gb",
     "switch_interval_ms",
@@ -201,7 +202,9 @@ class Config:
     report_interval_s: float = 5.0
     """Seconds between lines of metrics.jsonl and of the plain log."""
     stall_timeout_s: float = 300.0
-    """End the run, showing all stacks, once an actor or the learner has not moved so long."""
+    """End the run (exit status 3), showing all stacks, once some part has not moved so long."""
+    grace_s: float = 20.0
+    """Longest that the end may take: learning what is queued, the checkpoint, the environments."""
 
     def __post_init__(self) -> None:
         for name in ("total_environment_frames", "unroll_length", "max_policy_lag"):

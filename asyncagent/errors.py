@@ -12,7 +12,9 @@ AsyncAgentError
 ├── EndOfUnrolls           the unroll queue was closed and is drained
 ├── ActorLost              an environment vanished under its actor
 ├── NotFinite              a loss or a gradient is no number any more
-└── Stalled                a component has not moved for too long
+├── TaskEnded              a task is gone in a way that would else pass for an orderly end
+├── Stalled                a component has not moved for too long: exit status 3
+└── GraceOver              an orderly end took too long: exit status 1
 """
 
 
@@ -66,6 +68,14 @@ class NotFinite(AsyncAgentError):
 
 class Stalled(AsyncAgentError):
     """A component has not moved for too long; the message says which."""
+
+
+class TaskEnded(AsyncAgentError):
+    """A task is gone in a way that would else pass for an orderly end."""
+
+
+class GraceOver(AsyncAgentError):
+    """An orderly end took longer than --grace_s; the message says what is saved."""
 
 
 class WireError(AsyncAgentError):

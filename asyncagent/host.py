@@ -24,14 +24,16 @@ from asyncagent.config import Config
 from asyncagent.conversation import PING_S, SILENCE_S, Conversation
 from asyncagent.envs import env_spec, make_group
 from asyncagent.envs.base import EnvGroup
+from asyncagent.envs.scratch import sweep
 from asyncagent.envs.shared import spec_from_json
 from asyncagent.errors import UsageError
 from asyncagent.host_duties import Assignment, Duty, HostInfers, LearnerInfers
 from asyncagent.keys import check_endpoint, load_public, load_secret
 from asyncagent.placement import cores, place
 from asyncagent.signals import AskedToStop
-from asyncagent.tasks import cancel, first_of, named
+from asyncagent.tasks import cancel, endless, first_of
 from asyncagent.threads import NamedThread
+from asyncagent.watchdog import FAILED, LEAVE_S, Watchdog
 from asyncagent.wire import FromLearner, Hello, Welcome
 
 __all__ = ["PING_S", "SILENCE_S", "ActorHost", "HostFlags", "run_host"]
@@ -140,13 +142,20 @@ class ActorHost:
     async def run(self) -> None:
         """See ``run_host``."""
         try:
-            with AskedToStop(self.stop):
+            with (
+                Watchdog(Config.stall_timeout_s) as watchdog,
+                AskedToStop(self.stop, lambda: _limit_the_end(watchdog)),
+            ):
                 async with asyncio.TaskGroup() as tasks:
                     work = [
-                        tasks.create_task(named("conversation", self._conversation.run())),
-                        tasks.create_task(named("environments", self._play())),
+                        tasks.create_task(endless("conversation", self._conversation.run())),
+                        tasks.create_task(endless("environments", self._play())),
+                        tasks.create_task(endless("watchdog", watchdog.watch(dict))),
                     ]
-                    await self._stop.wait()
+                    try:
+                        await self._stop.wait()
+                    finally:
+                        _limit_the_end(watchdog)
                     await cancel(*work)
         finally:
             for thread in self._threads:
@@ -231,9 +240,13 @@ class ActorHost:
             self._changed.clear()
             assert self._given is not None and self._duty is not None
             async with asyncio.TaskGroup() as tasks:
-                playing = tasks.create_task(_play(self._given, self._duty))
+                playing = tasks.create_task(endless("groups", _play(self._given, self._duty)))
                 await self._changed.wait()
                 await cancel(playing)
+
+
+def _limit_the_end(watchdog: Watchdog) -> None:
+    watchdog.leave_within(LEAVE_S, FAILED, "the end takes too long: leaving what hangs behind")
 
 
 def _machine_name() -> str:
@@ -268,4 +281,5 @@ async def _play(given: Assignment, duty: Duty) -> None:
         await duty.play(groups)
     finally:
         await asyncio.gather(*(group.close() for group in groups))
+        builder.submit(sweep)
         builder.close()

@@ -629,6 +629,20 @@ def test_worker_that_does_not_start_at_first() -> None:
     run(body, make("faulty", faults=faults))
 
 
+def test_what_nobody_expects_of_a_start_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours while a worker is started is no loss of an environment, and not silent."""
+
+    def broken(*args: Any) -> None:
+        raise LookupError("no such thing")
+
+    async def body(group: WorkerGroup) -> None:
+        with pytest.raises(LookupError, match="no such thing"):
+            await group.reset()
+
+    monkeypatch.setattr(subproc, "WorkerProcess", broken)
+    run(body, make())
+
+
 def test_system_that_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that the system refuses is a failure like others, and leaves nothing behind."""
     real = sys.executable

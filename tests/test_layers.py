@@ -18,6 +18,7 @@ ORDER = (
     "threads",
     "crew",
     "tasks",
+    "diagnosis",
     "watchdog",
     "signals",
     "metrics",

@@ -18,11 +18,13 @@ import torch
 import asyncagent.loop as loop_module
 from asyncagent.checkpoint import checkpoint_paths, load_checkpoint, locked
 from asyncagent.config import Config, resolve
-from asyncagent.errors import CheckpointError, NotFinite, Stalled, UsageError
+from asyncagent.errors import CheckpointError, GraceOver, NotFinite, Stalled, UsageError
 from asyncagent.learner import Learner
 from asyncagent.loop import train
 from asyncagent.policy import Policy
+from asyncagent.remote import RemoteBridge
 from asyncagent.structs import EnvSpec, EnvStep, IntArray
+from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
 from tests.fakes import CounterGroup
 
@@ -240,6 +242,88 @@ def test_stall_is_named_and_ends_the_run(
     assert isinstance(error, Stalled)
     assert "actor-1 has not moved" in str(error)
     stuck.set()
+
+
+def listening(tmp_path: Path, **flags: Any) -> Config:
+    """Of a run in which only hosts act, of whom none comes."""
+    hosts = {"num_actors": 0, "num_groups": 0, "listen": f"ipc://{tmp_path}/hosts"}
+    return config(tmp_path / "run", total_environment_frames=10**9, **hosts, **flags)
+
+
+def test_nobody_stalls_where_no_host_is_present(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without actors of its own, and with no host, a run waits for as long as it takes."""
+    shown = 0
+
+    def show(self: Any, report: Any) -> None:
+        nonlocal shown
+        shown += 1
+        if shown == 30:  # the stall's time has passed more than once
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Terminal, "show", show)
+    assert train(listening(tmp_path, stall_timeout_s=0.4)).frames == 0
+
+
+def test_hosts_that_are_present_and_send_nothing_are_a_stall(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is heard of, but whose unrolls have ended, is not waited for in silence."""
+    monkeypatch.setattr(RemoteBridge, "progress", lambda self: {"box": 7})
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(listening(tmp_path, stall_timeout_s=0.4))
+    (error,) = leaves(caught.value)
+    assert isinstance(error, Stalled) and "actor hosts has not moved" in str(error)
+    assert "actor hosts: unrolls {'box': 7}, " in (tmp_path / "run" / "stall.txt").read_text()
+
+
+def test_an_inference_that_hangs_is_named(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward pass that never ends is the stall, not the actors that wait for it."""
+    infer, stuck, calls = Policy.infer, threading.Event(), 0
+
+    def hang(self: Policy, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            stuck.wait(WATCHDOG_S)
+        return infer(self, *args)
+
+    monkeypatch.setattr(Policy, "infer", hang)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, total_environment_frames=10**9, stall_timeout_s=0.5))
+    stuck.set()
+    (error,) = leaves(caught.value)
+    assert isinstance(error, Stalled)
+    text = (tmp_path / "stall.txt").read_text()
+    assert "inference: batch 19, " in text and "stuck.wait(WATCHDOG_S)" in text
+    assert "  actor-0\n" in text and "  reporter\n" in text
+
+
+def test_an_engine_that_cannot_be_made_is_a_stall(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that hangs before it has begun says so."""
+    stuck = threading.Event()
+    monkeypatch.setattr(loop_module, "make_group", lambda *_, **__: stuck.wait(WATCHDOG_S))
+    with pytest.raises(Stalled, match="build-envs has not moved"):
+        train(config(tmp_path, stall_timeout_s=0.5))
+    stuck.set()
+
+
+def test_the_end_has_its_time(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that does not close ends with the grace, which is said, and all is saved."""
+    stuck = stuck_group(monkeypatch, groups)
+    monkeypatch.setattr(loop_module, "ABANDON_S", 0.1)
+    with pytest.raises(GraceOver, match=r"--grace_s=0.5 is over .*: the end is saved"):
+        train(config(tmp_path, batch_size=2, grace_s=0.5))
+    stuck.set()
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["frames"] >= 2000
 
 
 def test_numbers_gone_wrong_end_the_run_and_spare_the_checkpoints(
