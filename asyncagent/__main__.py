@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from asyncagent.errors import AsyncAgentError, CheckpointError, UsageError
+from asyncagent.errors import AsyncAgentError, CheckpointError, NotFinite, UsageError
 from asyncagent.placement import keep_freed_memory
 
 COMMANDS = {
@@ -20,6 +20,7 @@ COMMANDS = {
     "test": "play fresh episodes with a run's newest checkpoint",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
+    "replay-batch": "explain why an update was skipped, from the batch that was kept",
     "check-env": "make an environment, step it, and say what is wrong with it",
     "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }
@@ -55,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, CheckpointError) as error:
         print(f"asyncagent {name}: {error}", file=sys.stderr)
         return _USAGE_ERROR
+    except NotFinite as error:
+        print(f"asyncagent {name}: {error}", file=sys.stderr)
+        return _FAILURE
     except (Exception, BaseExceptionGroup) as error:
         _report_failure(name, error)
         return _FAILURE
