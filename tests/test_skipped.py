@@ -182,8 +182,8 @@ def test_a_skipped_update_leaves_no_trace(
     assert same(everything(learner), before)
     assert (learner.frames - frames, learner.updates) == (30, 4)
     other.frames, other.updates = learner.frames, learner.updates
-    for one in (learner, other):
-        one.update(last)
+    learner.update(last)
+    other.update(last)
     assert same(everything(learner), everything(other)) and not same(everything(other), before)
     one, two = learner.take_statistics(), other.take_statistics()
     assert (one.skipped_updates, two.skipped_updates) == (1, 0)
@@ -294,7 +294,7 @@ def test_spoilt_weights_end_the_run_at_once(
     first, second = some_batches(2)
     learner.update(first)
     with torch.no_grad():
-        learner.net.baseline.weight[0, 5] = torch.nan  # type: ignore[union-attr,index]
+        learner.net.baseline.weight[0, 5] = torch.nan  # type: ignore[union-attr,operator]
     before = [tensor.nan_to_num(7.0) for tensor in everything(learner)]
     with pytest.raises(NotFinite, match=r"update 2 .*of the weights, baseline\.weight is not"):
         learner.update(second)
