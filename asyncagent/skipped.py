@@ -158,9 +158,13 @@ def first_not_finite(skipped: SkippedBatch) -> str:
     if spoilt:
         return f"of the weights, {spoilt[0]} is not finite"
     for field, array in arrays_of(skipped.batch):
-        if array.dtype.kind == "f":
-            for place in places(field, array, ~np.isfinite(array)):
-                return describe(place, skipped.origins)
+        if array.dtype.kind != "f":
+            continue
+        strange = ~np.isfinite(array)
+        if field == "behaviour_logits":  # where it is -inf, an action was excluded
+            strange &= skipped.batch.valid[..., None] & ~np.isneginf(array)
+        for place in places(field, array, strange):
+            return describe(place, skipped.origins)
     return "all numbers of its batch and of the weights are finite"
 
 
