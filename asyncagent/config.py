@@ -138,6 +138,9 @@ class Config:
     """RMSProp: added to the mean square inside the root (Adam: to the root)."""
     max_grad_norm: float = 40.0
     """Cut the gradient's global norm off here; 0 leaves it alone."""
+    max_skipped_updates: int = 10
+    """An update whose loss or gradient is no number is skipped; end the run once more in a row than
+    this were; 0: at the first."""
 
     # Network.
     net: str = "shallow"
@@ -228,7 +231,8 @@ class Config:
             self.max_inference_rows >= self.min_inference_rows,
             f">= min_inference_rows={self.min_inference_rows}",
         )
-        self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
+        for name in ("micro_batch_rows", "max_skipped_updates"):
+            self._check(name, getattr(self, name) >= 0, ">= 0")
         for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
             value = getattr(self, name)
             self._check(name, value >= 0 and math.isfinite(value), ">= 0 and finite")

@@ -26,7 +26,14 @@ from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
-from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, GraceOver, UsageError
+from asyncagent.errors import (
+    ActorLost,
+    CheckpointError,
+    EndOfUnrolls,
+    GraceOver,
+    NotFinite,
+    UsageError,
+)
 from asyncagent.learner import Learner
 from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
 from asyncagent.metrics import (
@@ -84,14 +91,16 @@ def train(config: Config) -> TrainResult:
     Raises:
       UsageError: what was asked for cannot be done.
       CheckpointError: the checkpoint found does not fit this configuration.
+      NotFinite: too many updates in a row were skipped, see ``config.max_skipped_updates``.
       BaseExceptionGroup: a task died; its traceback carries a note that names the task.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_train(config))
         except BaseExceptionGroup as group:
-            # Some things only an engine can find wrong, when its group begins.
-            request = group.subgroup(UsageError)
+            # Some things only an engine can find wrong, when its group begins; and numbers that
+            # go wrong are no fault of the task that found them.
+            request = group.subgroup((UsageError, NotFinite))
             if request is not None:
                 raise first_of(request) from None
             raise
@@ -219,7 +228,7 @@ class _Run:
             config.inference_threads,
             random_actions=config.benchmark_mode,
         )
-        learner = Learner(config, net, spec.actions, device, dtype, policy)
+        learner = Learner(config, net, spec.actions, device, dtype, policy, spec.observation)
         time_s = 0.0
         found = load_checkpoint(logdir)
         if found is not None:
@@ -338,7 +347,7 @@ class _Run:
             return Weights(snapshot.version, encode_weights(snapshot, precision))
 
         async def put(level_name: str, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
-            await self.queue.put(unroll, give_back)
+            await self.queue.put(unroll, give_back, f"{level_name}, an actor host")
             self.counters.on_unroll(level_name, unroll.reward.shape[1])
 
         def tell(episodes: Sequence[Episode], losses: Sequence[Loss], frames: int) -> None:
@@ -367,7 +376,7 @@ class _Run:
         async def put(unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
             nonlocal caller
             caller.close()  # nobody needs to wait for an actor that waits for the learner
-            await self.queue.put(unroll, give_back)
+            await self.queue.put(unroll, give_back, f"{level_name}, {name}")
             caller = self.batcher.register()
             self.counters.on_unroll(level_name, group.num_envs)
 
@@ -402,7 +411,12 @@ class _Run:
                 parts = await self.queue.get()
             except EndOfUnrolls:
                 return
-            await self.learner_thread.run(self.learner.update, parts)
+            try:
+                await self.learner_thread.run(self.learner.update, parts)
+            except NotFinite:
+                with contextlib.suppress(NotFinite):  # the weights are spoilt, too
+                    await self._save()
+                raise
             self.queue.release(parts)
             self._moves["learner"] += 1
         self.stop.set()
@@ -457,6 +471,7 @@ class _Run:
             figures = self._figures._replace(
                 frames=figures.frames,
                 updates=figures.updates,
+                skipped_updates=figures.skipped_updates,
                 learning_rate=figures.learning_rate,
             )
         self._figures = figures
