@@ -11,7 +11,14 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from asyncagent.errors import AsyncAgentError, CheckpointError, GraceOver, Stalled, UsageError
+from asyncagent.errors import (
+    AsyncAgentError,
+    CheckpointError,
+    GraceOver,
+    NotFinite,
+    Stalled,
+    UsageError,
+)
 from asyncagent.placement import keep_freed_memory
 from asyncagent.watchdog import STALLED
 
@@ -22,6 +29,7 @@ COMMANDS = {
     "test": "play fresh episodes with a run's newest checkpoint",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
+    "replay-batch": "explain why an update was skipped, from the batch that was kept",
     "check-env": "make an environment, step it, and say what is wrong with it",
     "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }
@@ -60,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, CheckpointError) as error:
         print(f"asyncagent {name}: {error}", file=sys.stderr)
         return _USAGE_ERROR
-    except GraceOver as error:
+    except (GraceOver, NotFinite) as error:
         print(f"asyncagent {name}: {error}", file=sys.stderr)
         return _FAILURE
     except (Exception, BaseExceptionGroup) as error:

@@ -31,6 +31,14 @@ TUNED_FLAGS = (
     *("inference_threads", "learner_threads", "min_inference_rows"),
 )
 """What changes speed alone, and is asyncagent tune's to choose."""
+DETERMINISTIC: dict[str, Any] = {
+    "num_groups": 1,
+    "inference_threads": 1,
+    "learner_threads": 1,
+    "device": "cpu",
+    "precision": "float32",
+}
+"""What --deterministic makes of flags left out."""
 _POSITIVE = (
     "checkpoint_interval_s",
     "summary_interval_s",
@@ -60,6 +68,9 @@ class Config:
     """Seeds environments, action sampling and initial weights."""
     total_environment_frames: int = 200_000_000
     """Stop after learning from this many frames (agent steps x action repeats)."""
+    deterministic: bool = False
+    """Act and learn in turn, on one thread each: the same seed gives the same weights, also when
+    interrupted and resumed (environments must be able to save themselves)."""
 
     # Environments.
     num_actors: int = 64
@@ -127,6 +138,9 @@ class Config:
     """RMSProp: added to the mean square inside the root (Adam: to the root)."""
     max_grad_norm: float = 40.0
     """Cut the gradient's global norm off here; 0 leaves it alone."""
+    max_skipped_updates: int = 10
+    """An update whose loss or gradient is no number is skipped; end the run once more in a row than
+    this were; 0: at the first."""
 
     # Network.
     net: str = "shallow"
@@ -217,7 +231,8 @@ class Config:
             self.max_inference_rows >= self.min_inference_rows,
             f">= min_inference_rows={self.min_inference_rows}",
         )
-        self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
+        for name in ("micro_batch_rows", "max_skipped_updates"):
+            self._check(name, getattr(self, name) >= 0, ">= 0")
         for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
             value = getattr(self, name)
             self._check(name, value >= 0 and math.isfinite(value), ">= 0 and finite")
@@ -243,6 +258,8 @@ class Config:
             self.num_groups == 0 or self.num_actors % self.num_groups == 0,
             f"a divisor of num_actors={self.num_actors}: groups are of equal size",
         )
+        if self.deterministic:
+            self._check_deterministic()
         self._check("level_name", bool(self.level_name), "not empty")
         self._check("logdir", bool(self.logdir), "not empty")
         if ":" not in self.net and self.net not in NETS:
@@ -255,6 +272,20 @@ class Config:
                 choices = get_args(kind)
                 value = getattr(self, name)
                 self._check(name, value in choices, f"one of {', '.join(choices)}")
+
+    def _check_deterministic(self) -> None:
+        for name in ("num_groups", "inference_threads", "learner_threads"):
+            self._check(name, getattr(self, name) == 1, "1 with --deterministic")
+        self._check("precision", self.precision != "auto", "named with --deterministic")
+        self._check("device", self.device == "cpu", "cpu with --deterministic")
+        for name in ("learner_device", "inference_device"):
+            self._check(name, getattr(self, name) in ("auto", "cpu"), "cpu with --deterministic")
+        self._check("listen", not self.listen, "empty with --deterministic")
+        self._check(
+            "num_actors",
+            self.num_actors % self.batch_size == 0,
+            f"a multiple of batch_size={self.batch_size} with --deterministic",
+        )
 
     def _check(self, field: str, good: bool, bound: str) -> None:
         if not good:
@@ -431,7 +462,10 @@ def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
     A ``num_actors`` given without ``num_groups`` is split into as many groups as the preset has,
     or the next smaller number that divides it.
     """
-    values = preset_values(level_name, preset, cores()) | flags
+    values = preset_values(level_name, preset, cores())
+    if flags.get("deterministic"):
+        values |= DETERMINISTIC
+    values |= flags
     if values["num_actors"] == 0 and "num_groups" not in flags:
         values["num_groups"] = 0
     if "num_actors" in flags and "num_groups" not in flags and values["num_actors"] >= 1:

@@ -11,7 +11,7 @@ AsyncAgentError
 │   └── AlreadyAnswered    a batch was answered twice
 ├── EndOfUnrolls           the unroll queue was closed and is drained
 ├── ActorLost              an environment vanished under its actor
-├── NotFinite              a loss or a gradient is no number any more
+├── NotFinite              the learner's numbers are none any more: one line, exit status 1
 ├── TaskEnded              a task is gone in a way that would else pass for an orderly end
 ├── Stalled                a component has not moved for too long: exit status 3
 └── GraceOver              an orderly end took too long: exit status 1
@@ -63,7 +63,7 @@ class ActorLost(AsyncAgentError):
 
 
 class NotFinite(AsyncAgentError):
-    """A loss or a gradient is no number any more; the weights cannot be trusted."""
+    """Too many updates were skipped, their numbers being none, or the weights are spoilt."""
 
 
 class Stalled(AsyncAgentError):

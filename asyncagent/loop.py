@@ -26,8 +26,16 @@ from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
-from asyncagent.errors import ActorLost, CheckpointError, EndOfUnrolls, GraceOver, UsageError
+from asyncagent.errors import (
+    ActorLost,
+    CheckpointError,
+    EndOfUnrolls,
+    GraceOver,
+    NotFinite,
+    UsageError,
+)
 from asyncagent.learner import Learner
+from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
 from asyncagent.metrics import (
     NO_HOSTS,
     Counters,
@@ -83,14 +91,16 @@ def train(config: Config) -> TrainResult:
     Raises:
       UsageError: what was asked for cannot be done.
       CheckpointError: the checkpoint found does not fit this configuration.
+      NotFinite: too many updates in a row were skipped, see ``config.max_skipped_updates``.
       BaseExceptionGroup: a task died; its traceback carries a note that names the task.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_train(config))
         except BaseExceptionGroup as group:
-            # Some things only an engine can find wrong, when its group begins.
-            request = group.subgroup(UsageError)
+            # Some things only an engine can find wrong, when its group begins; and numbers that
+            # go wrong are no fault of the task that found them.
+            request = group.subgroup((UsageError, NotFinite))
             if request is not None:
                 raise first_of(request) from None
             raise
@@ -117,7 +127,7 @@ class _Run:
     def __init__(
         self, config: Config, logdir: Path, groups: list[EnvGroup], policy: Policy,
         learner: Learner, counters: Counters, spec: EnvSpec, listener: Listener | None,
-        watchdog: Watchdog,
+        watchdog: Watchdog, begin: Begin | None,
     ) -> None:  # fmt: skip
         self.config = config
         self.watchdog = watchdog
@@ -146,6 +156,11 @@ class _Run:
         # How often each actor and the learner have moved.
         self._moves = dict.fromkeys(("learner", *map(_actor_name, range(len(groups)))), 0)
         self._batcher_before = self.batcher.statistics()
+        self.lockstep = None
+        if begin is not None:
+            self.lockstep = Lockstep(
+                begin, self.queue, self.stop, self._save, config.checkpoint_interval_s
+            )
         self.bridge = None
         if listener is not None:
             self.bridge = RemoteBridge(
@@ -213,7 +228,7 @@ class _Run:
             config.inference_threads,
             random_actions=config.benchmark_mode,
         )
-        learner = Learner(config, net, spec.actions, device, dtype, policy)
+        learner = Learner(config, net, spec.actions, device, dtype, policy, spec.observation)
         time_s = 0.0
         found = load_checkpoint(logdir)
         if found is not None:
@@ -232,8 +247,15 @@ class _Run:
             )
             for index in range(config.num_groups)
         ]
+        begin = None
+        if config.deterministic:
+            begin = await begin_lockstep(
+                groups, None if found is None else found[1], policy.initial_state
+            )
         counters = Counters(config.num_action_repeats, learner.frames, learner.updates, time_s)
-        return cls(config, logdir, groups, policy, learner, counters, spec, listener, watchdog)
+        return cls(
+            config, logdir, groups, policy, learner, counters, spec, listener, watchdog, begin
+        )
 
     async def to_the_end(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -259,6 +281,8 @@ class _Run:
             self.limit_the_end()
             grace = self.config.grace_s
             deadline_s = asyncio.get_running_loop().time() + grace
+            if self.lockstep is not None:
+                await self.lockstep.park(learner, grace / 2)
             await cancel(*actors, saver, watchdog)
             self.batcher.close()
             self.queue.close()
@@ -323,7 +347,7 @@ class _Run:
             return Weights(snapshot.version, encode_weights(snapshot, precision))
 
         async def put(level_name: str, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
-            await self.queue.put(unroll, give_back)
+            await self.queue.put(unroll, give_back, f"{level_name}, an actor host")
             self.counters.on_unroll(level_name, unroll.reward.shape[1])
 
         def tell(episodes: Sequence[Episode], losses: Sequence[Loss], frames: int) -> None:
@@ -352,7 +376,7 @@ class _Run:
         async def put(unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
             nonlocal caller
             caller.close()  # nobody needs to wait for an actor that waits for the learner
-            await self.queue.put(unroll, give_back)
+            await self.queue.put(unroll, give_back, f"{level_name}, {name}")
             caller = self.batcher.register()
             self.counters.on_unroll(level_name, group.num_envs)
 
@@ -364,6 +388,8 @@ class _Run:
                 self.config.unroll_length,
                 self.policy.initial_state(group.num_envs),
                 on_row,
+                carried=None if self.lockstep is None else self.lockstep.begin,
+                between=None if self.lockstep is None else self.lockstep.between,
             )
         finally:
             caller.close()
@@ -385,7 +411,12 @@ class _Run:
                 parts = await self.queue.get()
             except EndOfUnrolls:
                 return
-            await self.learner_thread.run(self.learner.update, parts)
+            try:
+                await self.learner_thread.run(self.learner.update, parts)
+            except NotFinite:
+                with contextlib.suppress(NotFinite):  # the weights are spoilt, too
+                    await self._save()
+                raise
             self.queue.release(parts)
             self._moves["learner"] += 1
         self.stop.set()
@@ -440,6 +471,7 @@ class _Run:
             figures = self._figures._replace(
                 frames=figures.frames,
                 updates=figures.updates,
+                skipped_updates=figures.skipped_updates,
                 learning_rate=figures.learning_rate,
             )
         self._figures = figures
@@ -460,6 +492,8 @@ class _Run:
             await self.files_thread.run(self.tensorboard.write, report, episodes, actions)
 
     async def _save_forever(self) -> None:
+        if self.lockstep is not None:  # which knows when to save
+            await asyncio.Event().wait()
         while True:
             await asyncio.sleep(self.config.checkpoint_interval_s)
             await self._save()
@@ -471,6 +505,8 @@ class _Run:
         state["policy_generator"] = self.policy.generator_state()
         state["policy_device"] = self.policy.device.type
         state["time_s"] = self.counters.time_s
+        if self.lockstep is not None:
+            state["lockstep"] = await self.lockstep.state()
         await self.files_thread.run(save_checkpoint, self.logdir, state)
 
 

@@ -59,6 +59,7 @@ class Report(NamedTuple):
     acted_frames_per_s: float
     """Produced by the actors."""
     updates: int
+    """Those that were skipped included."""
     updates_per_s: float
     learning_rate: float
     episodes: int
@@ -85,6 +86,8 @@ class Report(NamedTuple):
     """Nats per row."""
     grad_norm: float
     """Before clipping."""
+    skipped_updates: int
+    """Whose loss or gradient was no number, since this session started; in no mean."""
     rho_mean: float
     """Mean importance weight before clipping."""
     dmlab30_no_cap: float
@@ -136,9 +139,9 @@ class LearnerStatistics(NamedTuple):
     frames: int
     """Frames learned from until now."""
     updates: int
-    """Updates until now."""
+    """Updates until now, those that were skipped included."""
     num_updates: int
-    """Updates since the last call."""
+    """Updates since the last call that were not skipped."""
     total_loss: float
     policy_gradient_loss: float
     baseline_loss: float
@@ -155,6 +158,8 @@ class LearnerStatistics(NamedTuple):
     learning_rate: float
     action_counts: Any
     """int64 [A]: how often each action was learned from."""
+    skipped_updates: int = 0
+    """Updates since this session started whose loss or gradient was no number."""
 
 
 class _Level:
@@ -267,6 +272,7 @@ class Counters:
             entropy_loss=figures.entropy_loss,
             entropy=figures.entropy,
             grad_norm=figures.grad_norm,
+            skipped_updates=figures.skipped_updates,
             rho_mean=figures.rho_mean,
             dmlab30_no_cap=self.dmlab30_scores[0],
             dmlab30_cap_100=self.dmlab30_scores[1],
@@ -318,6 +324,7 @@ _SECTIONS = {
     "entropy_loss": "learning/entropy_loss",
     "entropy": "learning/entropy",
     "grad_norm": "learning/grad_norm",
+    "skipped_updates": "learning/skipped_updates",
     "rho_mean": "learning/rho_mean",
     "learning_rate": "learning_rate",
     "total_loss": "total_loss",

@@ -53,6 +53,8 @@ engines' own processes included, whatever call they are in."""
 
 _ARRAYS = (np.ndarray, np.generic)
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class Hosted:
     """The environments of this process, in next-step form."""
@@ -156,8 +158,10 @@ class Hosted:
         except UsageError as error:
             raise RuntimeError(str(error)) from error
         score = reward if score is None else score
-        if not (isfinite(reward) and isfinite(score)):
-            raise ValueError(f"reward and score must be finite, not {reward} and {score}")
+        if not (abs(reward) <= _LARGEST and isfinite(score)):
+            raise ValueError(
+                f"reward and score must be finite, the reward in float32, not {reward} and {score}"
+            )
         slot.reward[i] = reward
         self._return[i] += score
         self._steps[i] += 1
