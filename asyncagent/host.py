@@ -33,7 +33,7 @@ from asyncagent.placement import cores, place
 from asyncagent.signals import AskedToStop
 from asyncagent.tasks import cancel, endless, first_of
 from asyncagent.threads import NamedThread
-from asyncagent.watchdog import FAILED, LEAVE_S, Watchdog
+from asyncagent.watchdog import FAILED, LEAVE_S, Component, Watchdog
 from asyncagent.wire import FromLearner, Hello, Welcome
 
 __all__ = ["PING_S", "SILENCE_S", "ActorHost", "HostFlags", "run_host"]
@@ -137,20 +137,21 @@ class ActorHost:
         self._given: Assignment | None = None
         self._duty: Duty | None = None
         self._changed = asyncio.Event()
+        self._watchdog = Watchdog(Config.stall_timeout_s)
         self._threads = (NamedThread("wire"), NamedThread("weights"))
 
     async def run(self) -> None:
         """See ``run_host``."""
         try:
             with (
-                Watchdog(Config.stall_timeout_s) as watchdog,
+                self._watchdog as watchdog,
                 AskedToStop(self.stop, lambda: _limit_the_end(watchdog)),
             ):
                 async with asyncio.TaskGroup() as tasks:
                     work = [
                         tasks.create_task(endless("conversation", self._conversation.run())),
                         tasks.create_task(endless("environments", self._play())),
-                        tasks.create_task(endless("watchdog", watchdog.watch(dict))),
+                        tasks.create_task(endless("watchdog", watchdog.watch(self._survey))),
                     ]
                     try:
                         await self._stop.wait()
@@ -164,6 +165,9 @@ class ActorHost:
     def stop(self) -> None:
         """Leave in good order."""
         self._stop.set()
+
+    def _survey(self) -> dict[str, Component]:
+        return {} if self._duty is None else self._duty.survey()
 
     # The conversation.
 
@@ -197,6 +201,7 @@ class ActorHost:
             self._duty.end()
         config = Config.from_json(welcome.config, "the learner's configuration")
         spec = spec_from_json(json.loads(welcome.spec))
+        self._watchdog.stall_timeout_s = config.stall_timeout_s
         self._given = given = Assignment(welcome, self._placed(config, welcome), spec)
         send = self._conversation.send
         if self._flags.inference == "host":

@@ -75,7 +75,8 @@ class Watchdog:
           path: file for the report of a stall, which also goes to stderr.
           leave: called, on a thread, with the exit status where the loop cannot end the program.
         """
-        self._stall_timeout_s = stall_timeout_s
+        self.stall_timeout_s = stall_timeout_s
+        """May be changed."""
         self._path = path
         self._leave = leave
         self._tick_s = min(1.0, stall_timeout_s / 4)
@@ -85,7 +86,6 @@ class Watchdog:
         """Since it moved."""
         self._still_s: dict[str, float] = {}
         """Since it moved, or had nothing to do."""
-        self._warned: set[str] = set()
         self._turns = 0
         self._left_s: tuple[float, int, str] | None = None
         self._ended = threading.Event()
@@ -132,14 +132,13 @@ class Watchdog:
                 self.leave_within(LEAVE_S, FAILED, "what was left did not end")
                 raise self._died.result()
             self._count(survey())
-            late = [name for name, s in self._still_s.items() if s > self._stall_timeout_s]
+            late = [name for name, s in self._still_s.items() if s > self.stall_timeout_s]
             vital = [name for name in late if self._seen[name].vital]
-            for name in {*late} - {*vital} - self._warned:
+            for name in {*late} - {*vital}:
                 _log.warning("%s: %s was the last of it", self._stood(name), self._seen[name].last)
-            self._warned = {*late}
+                self._still_s[name] = 0.0  # and again, after as long a time
             if vital:
-                name = max(vital, key=self._still_s.__getitem__)
-                why = f"{self._stood(name)} (see --stall_timeout_s); {self._now()}"
+                why = f"{self._stood(vital[0])} (see --stall_timeout_s); {self._now()}"
                 self.leave_within(LEAVE_S, STALLED, "what was left did not end")
                 self._report(why)
                 raise Stalled(why if self._path is None else f"{why}; stacks are in {self._path}")
@@ -172,7 +171,7 @@ class Watchdog:
         self._seen = now
 
     def _stood(self, name: str) -> str:
-        return f"{name} has not moved for {self._still_s[name]:.0f} s"
+        return f"{name} has not moved for {self._since_s[name]:.0f} s"
 
     # What dies.
 
@@ -202,7 +201,7 @@ class Watchdog:
         while not self._ended.wait(self._tick_s):
             blocked_s = blocked_s + self._tick_s if self._turns == turns else 0.0
             turns = self._turns
-            if blocked_s > max(self._stall_timeout_s, HELD_UP_S):
+            if blocked_s > max(self.stall_timeout_s, HELD_UP_S):
                 why = f"the event loop has been held up for {blocked_s:.0f} s (--stall_timeout_s)"
                 self._report(why, blocked_s)
                 self._leave(STALLED)

@@ -297,9 +297,9 @@ def test_a_loop_that_is_held_up_has_status_3(programs: Programs) -> None:
 @pytest.mark.slow
 def test_a_suspended_trainer_has_not_stalled(programs: Programs) -> None:
     """Stopped for longer than a stall may take, it goes on later, with its environments."""
-    process = programs.train(*GYM, "--stall_timeout_s=8", "--env_timeout_s=4")
+    process = programs.train(*GYM, "--stall_timeout_s=25", "--env_timeout_s=20")
     process.send_signal(signal.SIGSTOP)
-    time.sleep(12)  # there is nothing to wait for but the time
+    time.sleep(30)  # there is nothing to wait for but the time
     frames = frames_of(programs)
     process.send_signal(signal.SIGCONT)
     read_until(process, lambda: frames_of(programs) > frames + 1000)
