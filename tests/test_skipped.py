@@ -27,7 +27,7 @@ from asyncagent.learner import Learner
 from asyncagent.models import make_net
 from asyncagent.policy import Policy
 from asyncagent.replay import build_net, compute, report_fields
-from asyncagent.skipped import FILE, SkippedBatch, load_skipped, save_skipped
+from asyncagent.skipped import FILE, SkippedBatch, is_skipped, load_skipped, save_skipped
 from asyncagent.structs import ArraySpec, Box, Discrete, EnvSpec, Nest, Unroll, map_nest
 from asyncagent.unroll import Columns, UnrollQueue, split_columns
 from tests.test_cuda import Recorder, batches
@@ -202,6 +202,25 @@ def test_what_is_steep_has_a_finite_loss(tmp_path: Path) -> None:
     learner.update(bad)
     kept = load_skipped(tmp_path / FILE)
     assert math.isfinite(kept.total_loss) and kept.grad_norm > 1e19
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "skipped"),
+    [
+        (1.0, 40.0, False),
+        (-3e37, 1e18, False),
+        (math.nan, 1.0, True),
+        (-math.inf, 1.0, True),
+        (math.inf, 1.0, True),
+        (1.0, math.nan, True),
+        (1.0, math.inf, True),
+        (-math.inf, math.inf, True),
+        (1.0, 2e19, True),
+    ],
+)
+def test_what_is_skipped(loss: float, norm: float, skipped: bool) -> None:
+    """A loss or a norm that is no number, and a norm whose square is none."""
+    assert bool(is_skipped(torch.tensor(loss), torch.tensor(norm))) is skipped
 
 
 @kinds
