@@ -280,6 +280,7 @@ def test_too_many_in_a_row_end_the_run(
     assert load_skipped(path).update == 1
     told = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in told] == ["update 1 was skipped", "update 3 was skipped"]
+    assert "reward is nan at row 3 of column 2 (catch, actor-0)" in told[0]
     assert f"asyncagent replay-batch {path}" in told[0]
     before = everything(learner)
     with pytest.raises(NotFinite) as caught:
@@ -310,12 +311,14 @@ def test_spoilt_weights_end_the_run_at_once(
 ) -> None:
     """No later batch can be better then; they are kept to look at, and never handed out."""
     learner = make(kind, tmp_path, a_net())
-    first, second = some_batches(2)
+    first, second, bad = some_batches(3)
+    nan_reward(bad[0].unroll)
+    learner.update(bad)
     learner.update(first)
     with torch.no_grad():
         learner.net.baseline.weight[0, 5] = torch.nan  # type: ignore[union-attr,operator]
     before = [tensor.nan_to_num(7.0) for tensor in everything(learner)]
-    with pytest.raises(NotFinite, match=r"update 2 .*of the weights, baseline\.weight is not"):
+    with pytest.raises(NotFinite, match=r"update 3 .*of the weights, baseline\.weight is not"):
         learner.update(second)
         learner.update(second)
     assert same([tensor.nan_to_num(7.0) for tensor in everything(learner)], before)
