@@ -31,6 +31,13 @@ TUNED_FLAGS = (
     *("inference_threads", "learner_threads", "min_inference_rows"),
 )
 """What changes speed alone, and is asyncagent tune's to choose."""
+LEARNING_FLAGS = (
+    *("num_action_repeats", "unroll_length", "batch_size", "discounting", "reward_clipping"),
+    *("bootstrap_truncated", "entropy_cost", "baseline_cost", "clip_rho_threshold"),
+    *("clip_pg_rho_threshold", "vtrace_lambda", "epochs_per_batch", "learning_rate", "decay"),
+    *("momentum", "epsilon", "max_grad_norm"),
+)
+"""What decides how is learned: a resumed run keeps it, but for what ``override`` names."""
 _POSITIVE = (
     "checkpoint_interval_s",
     "summary_interval_s",
@@ -185,6 +192,12 @@ class Config:
     # Reports.
     checkpoint_interval_s: float = 600.0
     """Seconds between checkpoints (one is also written at the end and at the first Ctrl-C)."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Every so many checkpoints, keep one for good; 0: none."""
+    override: str = ""
+    """Flags, with commas, that may differ from the resumed run's although they change learning."""
     summary_interval_s: float = 30.0
     """Seconds between TensorBoard summaries."""
     report_interval_s: float = 5.0
@@ -207,6 +220,10 @@ class Config:
             self._check(name, getattr(self, name) >= 1, ">= 1")
         for name in ("inference_threads", "learner_threads", "width", "height", "max_env_failures"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
+        self._check("keep_checkpoints", self.keep_checkpoints >= 1, ">= 1")
+        self._check("keep_every", self.keep_every >= 0, ">= 0")
+        named = set(filter(None, self.override.split(",")))
+        self._check("override", named <= {*LEARNING_FLAGS}, f"some of {', '.join(LEARNING_FLAGS)}")
         self._check("env_niceness", 0 <= self.env_niceness <= 19, "in [0, 19]")
         self._check("min_inference_rows", self.min_inference_rows >= 1, ">= 1")
         self._check(

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asyncagent"
 
 ORDER = (
     "errors",
+    "files",
     "placement",
     "config",
     "structs",
@@ -21,6 +22,7 @@ ORDER = (
     "watchdog",
     "signals",
     "metrics",
+    "records",
     "terminal",
     "envs",
     "scores",
@@ -54,6 +56,7 @@ ORDER = (
     "members",
     "intake",
     "remote",
+    "saving",
     "loop",
     "host_policy",
     "conversation",

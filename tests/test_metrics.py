@@ -15,9 +15,9 @@ from asyncagent.metrics import (
     HostReport,
     HostsReport,
     LearnerStatistics,
-    MetricsFile,
     Report,
 )
+from asyncagent.records import MetricsFile
 from asyncagent.structs import EnvStep, Episode, Loss
 from asyncagent.terminal import Terminal, describe
 
