@@ -12,11 +12,13 @@ import difflib
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from asyncagent.errors import ConfigError
+from asyncagent.files import parse_json
 from asyncagent.placement import cores, place
 
 Preset = Literal["paper", "workstation"]
@@ -287,7 +289,7 @@ class Config:
     def from_json(cls, text: str, origin: str | Path) -> Config:
         """Read what ``to_json`` wrote; ConfigError names ``origin`` and what is wrong with it."""
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise ConfigError(f"{origin}: not JSON: {error}") from None
         if not isinstance(values, dict):
@@ -295,7 +297,7 @@ class Config:
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ConfigError(f"{origin}: unknown flags {', '.join(unknown)}")
+            raise ConfigError(f"{origin}: unknown flags {', '.join(map(repr, unknown))}")
         for name, value in values.items():
             default = known[name].default
             wanted: tuple[type, ...] = (type(default),)
@@ -305,6 +307,8 @@ class Config:
                 raise ConfigError(
                     f"{origin}: {name}={value!r} must be of type {type(default).__name__}"
                 )
+            if isinstance(default, float) and abs(value) > sys.float_info.max:
+                raise ConfigError(f"{origin}: {name} must be finite")
         return cls(**values)
 
 

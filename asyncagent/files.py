@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 MAX_WAITING = 1000
 """Writes that a ``GrowingFile`` keeps while it cannot write; older ones are given up."""
@@ -134,6 +136,14 @@ def write_beside(path: Path, parts: Iterable[bytes | memoryview]) -> None:
 def replace_text(path: Path, text: str) -> None:
     """``write_beside`` of a small text, in UTF-8."""
     write_beside(path, [text.encode()])
+
+
+def parse_json(text: str) -> Any:
+    """What ``json.loads`` makes of it; ValueError where it is no JSON, nested too deep included."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _vanished(file: io.FileIO, path: Path) -> bool:

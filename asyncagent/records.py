@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import socket
@@ -16,7 +15,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from asyncagent.files import GrowingFile, write_beside
+from asyncagent.files import GrowingFile, parse_json, write_beside
 from asyncagent.metrics import Report
 from asyncagent.structs import Episode
 
@@ -60,9 +59,9 @@ class MetricsFile:
 
     def _stays(self, line: bytes) -> bool:
         try:
-            frames = json.loads(line.decode())["frames"]
+            frames = parse_json(line.decode())["frames"]
             return line.endswith(b"\n") and 0 <= frames <= self._frames
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             return False  # cut off by a crash, or damaged
 
 

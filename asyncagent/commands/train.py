@@ -22,6 +22,7 @@ from asyncagent.config import (
 )
 from asyncagent.envs import check_level
 from asyncagent.errors import ConfigError, UsageError
+from asyncagent.files import parse_json
 
 DESCRIPTION = """Train an IMPALA agent, or resume the run found in --logdir.
 
@@ -114,7 +115,7 @@ def run(config: Config) -> int:
 def read_tuned(path: Path, base: Config) -> Config:
     """``base`` with the flags that ``asyncagent tune`` found; ConfigError if they do not fit."""
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except OSError as error:
         raise ConfigError(f"tuned={str(path)!r}: {error.strerror}") from None
     except ValueError:
