@@ -12,7 +12,6 @@ import difflib
 import json
 import math
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -307,8 +306,8 @@ class Config:
                 raise ConfigError(
                     f"{origin}: {name}={value!r} must be of type {type(default).__name__}"
                 )
-            if isinstance(default, float) and abs(value) > sys.float_info.max:
-                raise ConfigError(f"{origin}: {name} must be finite")
+            if isinstance(default, float) and isinstance(value, int) and abs(value) > 10**300:
+                raise ConfigError(f"{origin}: {name} is too large for a float")
         return cls(**values)
 
 

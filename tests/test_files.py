@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,34 +13,14 @@ import pytest
 
 import asyncagent.files as files
 from asyncagent.files import MAX_WAITING, Attempts, GrowingFile, replace_text, write_beside
+from tests.small_disk import fill, small_disk
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KiB; skipped where none may be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(folder)]
-    try:
-        mounted = subprocess.run(mounting, capture_output=True).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("nothing may be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path) -> Path:
-    """Fill a disk to the last byte; returns the file to remove."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        while True:
-            try:
-                file.write(bytes(512))
-            except OSError as error:
-                assert error.errno == errno.ENOSPC
-                return filler
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
+    with small_disk(tmp_path / "disk", 256) as folder:
+        yield folder
 
 
 def failing(number: int) -> Any:
@@ -97,7 +76,7 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(
     def refuse(*args: Any, **flags: Any) -> None:
         raise error
 
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), refuse)
+    monkeypatch.setattr(os if call == "fsync" else Path, call, refuse)
     with pytest.raises(OSError, match="No space left"):
         replace_text(path, "new")
     monkeypatch.undo()
@@ -105,29 +84,29 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(
     assert os.listdir(tmp_path) == ["config.json"]
 
 
-def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
+def test_a_full_disk_leaves_the_old_file_whole(disk: Path) -> None:
     """On a real full disk, too, and once there is space the next attempt succeeds."""
-    path = small_disk / "checkpoint"
+    path = disk / "checkpoint"
     write_beside(path, [b"old"])
-    filler = fill(small_disk)
+    filler = fill(disk)
     with pytest.raises(OSError, match="No space left"):
         write_beside(path, [b"new" * 10_000])
     assert path.read_bytes() == b"old"
-    assert sorted(os.listdir(small_disk)) == ["checkpoint", "filler"]
+    assert sorted(os.listdir(disk)) == ["checkpoint", "filler"]
     filler.unlink()
     write_beside(path, [b"new" * 10_000])
     assert path.read_bytes() == b"new" * 10_000
 
 
 def test_a_growing_file_on_a_full_disk_loses_nothing(
-    small_disk: Path, caplog: pytest.LogCaptureFixture
+    disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Lines that did not fit leave no part behind, wait, and are written in order later."""
-    path = small_disk / "metrics.jsonl"
+    path = disk / "metrics.jsonl"
     growing = GrowingFile(path)
     lines = [f"{number:4000}\n".encode() for number in range(6)]
     assert growing.append(lines[0])
-    filler = fill(small_disk)
+    filler = fill(disk)
     assert growing.append(b"short\n") or path.read_bytes() == lines[0]
     for line in lines[1:]:
         assert not growing.append(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import logging
@@ -11,17 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import asyncagent.commands.train as train_command
 import asyncagent.loop as loop_module
 from asyncagent import evaluate
 from asyncagent.checkpoint import BEST, checkpoint_paths, load_checkpoint, write_state
 from asyncagent.commands.train import configure
-from asyncagent.config import LEARNING_FLAGS, Config, resolve
+from asyncagent.config import LEARNING_FLAGS, TUNED_FLAGS, Config, resolve
 from asyncagent.errors import CheckpointError, ConfigError
 from asyncagent.learner import Learner
 from asyncagent.loop import train
 from asyncagent.saving import MIN_GAMES, RETRY_S, Saver
+from tests.small_disk import fill, small_disk
 
 
 def config(logdir: Path, **flags: Any) -> Config:
@@ -193,6 +196,45 @@ def test_a_full_disk_does_not_end_a_run(
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_real_full_disk_does_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A small disk is filled to the last byte in mid-run and emptied again; nothing torn is left,
+    and curves and checkpoint of the end are whole."""
+    update = Learner.update
+    filler: list[Path] = []
+
+    def told(words: str) -> bool:
+        return any(
+            "checkpoint_" in r.getMessage() and words in r.getMessage() for r in caplog.records
+        )
+
+    def with_trouble(self: Learner, parts: Any) -> None:
+        if self.updates == 5 and not filler:
+            filler.append(fill(folder))
+        if self.updates == 30 and not told("No space left"):
+            return  # not before a save failed
+        if self.updates == 30:
+            filler[0].unlink(missing_ok=True)
+        if self.updates == 60 and not told("again"):
+            return
+        update(self, parts)
+
+    monkeypatch.setattr(Learner, "update", with_trouble)
+    with small_disk(tmp_path / "disk", 2048) as folder:
+        result = train(config(folder, checkpoint_interval_s=0.1))
+        assert result.save_failure == ""
+        found = load_checkpoint(folder)
+        assert found is not None and found[1]["frames"] == result.frames
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        frames = [json.loads(line)["frames"] for line in lines]
+        assert frames == sorted(frames) and frames[-1] == result.frames
+        assert not list(folder.glob("*.tmp"))
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        assert events.Scalars("total_loss")[-1].step == result.frames
+
+
 def test_a_last_save_that_fails_is_said_plainly(
     tmp_path: Path, disk: FullDisk, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -307,7 +349,13 @@ def test_every_difference_in_who_learns_is_listed(tmp_path: Path) -> None:
         train(config(tmp_path, seed=2, use_lstm=True))
     with pytest.raises(ConfigError, match="override='seed' must be some of"):
         config(tmp_path, override="seed")
-    assert "seed" not in LEARNING_FLAGS
+
+
+def test_what_tune_chooses_may_always_change() -> None:
+    """Flags that change speed alone never need an override; those that do are flags."""
+    names = {field.name for field in dataclasses.fields(Config)}
+    assert set(LEARNING_FLAGS) <= names
+    assert not set(LEARNING_FLAGS) & {*TUNED_FLAGS, "total_environment_frames", "device"}
 
 
 def test_the_best_can_be_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
