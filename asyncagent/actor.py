@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,17 @@ Put = Callable[[Unroll, Callable[[Unroll], None]], Awaitable[None]]
 """(unroll, give_back): takes the unroll, waits where it must; see ``UnrollQueue.put``."""
 
 
+class Carried(NamedTuple):
+    """What an actor takes from one unroll to the next."""
+
+    row: EnvStep
+    """The last; the next unroll begins with it."""
+    last_action: ActionArray
+    """[E, ...]; what led to it."""
+    core_state: Nest
+    """After it; nest of float32 [E, ...]."""
+
+
 async def act(
     group: EnvGroup,
     infer: Infer,
@@ -24,23 +36,30 @@ async def act(
     unroll_length: int,
     initial_state: Nest,
     on_row: Callable[[EnvStep], None],
+    *,
+    carried: Carried | None = None,
+    between: Callable[[Carried], Awaitable[None]] | None = None,
 ) -> None:
     """Step ``group`` with the policy for ever and put an unroll every T steps.
 
     Args:
       initial_state: core state before the first row, nest of float32 [E, ...].
       on_row: called with every row.
+      carried: go on from there; the group has been restored, and is not reset.
+      between: awaited between two unrolls.
 
     Ends by cancellation, or by EndOfUnrolls once nobody takes unrolls any more.
     """
     buffers = UnrollBuffers(
         lambda: empty_unroll(unroll_length, group.num_envs, group.spec, initial_state)
     )
-    core_state = initial_state
-    one = group.spec.actions.array
-    last_action: ActionArray = np.zeros((group.num_envs, *one.shape), one.dtype)
-    row = await group.reset()
-    on_row(row)
+    if carried is None:
+        row = await group.reset()
+        on_row(row)
+        one = group.spec.actions.array
+        nothing: ActionArray = np.zeros((group.num_envs, *one.shape), one.dtype)
+        carried = Carried(row, nothing, initial_state)
+    row, last_action, core_state = carried
     while True:
         writer = UnrollWriter(buffers.take(), core_state)
         writer.add_row(row, last_action)
@@ -53,6 +72,8 @@ async def act(
             writer.add_row(row, last_action)
             on_row(row)
         await put(writer.finish(), buffers.give_back)
+        if between is not None:
+            await between(Carried(row, last_action, core_state))
 
 
 def action_that_led_to(row: EnvStep, action: ActionArray) -> ActionArray:

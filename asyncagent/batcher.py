@@ -277,13 +277,15 @@ class DynamicBatcher:
                 return
 
     def _drop_departed(self) -> bool:
-        """Forget the cancelled; whether there were any."""
+        """Forget the cancelled; whether there were any.
+
+        The timer stays: it rings no later than who stayed needs it, and looks again then.
+        """
         stayed = [request for request in self._pending if not request.future.done()]
         if len(stayed) == len(self._pending):
             return False
         self._pending = stayed
         self._pending_rows = sum(request.rows for request in stayed)
-        self._stop_timer()
         return True
 
     def _stop_timer(self) -> None:
@@ -341,7 +343,8 @@ class DynamicBatcher:
         self._tally.batch_ended(batch, seconds)
         self._form_proven = self._form_proven or failure is None
         # First the next batch: the thread need not idle while the answers are handed out.
-        self._flush_if_due(loop, loop.time())
+        if loop is self._loop:  # else closed by another thread a moment ago
+            self._flush_if_due(loop, loop.time())
         if failure is None:
             batch.answer(results)
         else:

@@ -32,6 +32,14 @@ TUNED_FLAGS = (
     *("inference_threads", "learner_threads", "min_inference_rows"),
 )
 """What changes speed alone, and is asyncagent tune's to choose."""
+DETERMINISTIC: dict[str, Any] = {
+    "num_groups": 1,
+    "inference_threads": 1,
+    "learner_threads": 1,
+    "device": "cpu",
+    "precision": "float32",
+}
+"""What --deterministic makes of flags left out."""
 LEARNING_FLAGS = (
     *("num_action_repeats", "unroll_length", "batch_size", "discounting", "reward_clipping"),
     *("bootstrap_truncated", "entropy_cost", "baseline_cost", "clip_rho_threshold"),
@@ -67,6 +75,9 @@ class Config:
     """Seeds environments, action sampling and initial weights."""
     total_environment_frames: int = 200_000_000
     """Stop after learning from this many frames (agent steps x action repeats)."""
+    deterministic: bool = False
+    """Act and learn in turn, on one thread each: the same seed gives the same weights, also when
+    interrupted and resumed (environments must be able to save themselves)."""
 
     # Environments.
     num_actors: int = 64
@@ -258,6 +269,8 @@ class Config:
             self.num_groups == 0 or self.num_actors % self.num_groups == 0,
             f"a divisor of num_actors={self.num_actors}: groups are of equal size",
         )
+        if self.deterministic:
+            self._check_deterministic()
         self._check("level_name", bool(self.level_name), "not empty")
         self._check("logdir", bool(self.logdir), "not empty")
         if ":" not in self.net and self.net not in NETS:
@@ -270,6 +283,20 @@ class Config:
                 choices = get_args(kind)
                 value = getattr(self, name)
                 self._check(name, value in choices, f"one of {', '.join(choices)}")
+
+    def _check_deterministic(self) -> None:
+        for name in ("num_groups", "inference_threads", "learner_threads"):
+            self._check(name, getattr(self, name) == 1, "1 with --deterministic")
+        self._check("precision", self.precision != "auto", "named with --deterministic")
+        self._check("device", self.device == "cpu", "cpu with --deterministic")
+        for name in ("learner_device", "inference_device"):
+            self._check(name, getattr(self, name) in ("auto", "cpu"), "cpu with --deterministic")
+        self._check("listen", not self.listen, "empty with --deterministic")
+        self._check(
+            "num_actors",
+            self.num_actors % self.batch_size == 0,
+            f"a multiple of batch_size={self.batch_size} with --deterministic",
+        )
 
     def _check(self, field: str, good: bool, bound: str) -> None:
         if not good:
@@ -448,7 +475,10 @@ def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:
     A ``num_actors`` given without ``num_groups`` is split into as many groups as the preset has,
     or the next smaller number that divides it.
     """
-    values = preset_values(level_name, preset, cores()) | flags
+    values = preset_values(level_name, preset, cores())
+    if flags.get("deterministic"):
+        values |= DETERMINISTIC
+    values |= flags
     if values["num_actors"] == 0 and "num_groups" not in flags:
         values["num_groups"] = 0
     if "num_actors" in flags and "num_groups" not in flags and values["num_actors"] >= 1:

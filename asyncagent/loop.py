@@ -27,6 +27,7 @@ from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import ActorLost, EndOfUnrolls, UsageError
 from asyncagent.learner import Learner
+from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
 from asyncagent.metrics import (
     NO_HOSTS,
     Counters,
@@ -116,6 +117,7 @@ class _Run:
     def __init__(
         self, config: Config, logdir: Path, groups: list[EnvGroup], policy: Policy,
         learner: Learner, counters: Counters, spec: EnvSpec, listener: Listener | None,
+        begin: Begin | None,
     ) -> None:  # fmt: skip
         self.config = config
         self.logdir = logdir
@@ -144,6 +146,11 @@ class _Run:
         # How often each actor and the learner have moved.
         self._moves = dict.fromkeys(("learner", *map(_actor_name, range(len(groups)))), 0)
         self._batcher_before = self.batcher.statistics()
+        self.lockstep = None
+        if begin is not None:
+            self.lockstep = Lockstep(
+                begin, self.queue, self.stop, self._save, config.checkpoint_interval_s
+            )
         self.bridge = None
         if listener is not None:
             self.bridge = RemoteBridge(
@@ -227,8 +234,13 @@ class _Run:
             )
             for index in range(config.num_groups)
         ]
+        begin = None
+        if config.deterministic:
+            begin = await begin_lockstep(
+                groups, None if found is None else found[1], policy.initial_state
+            )
         counters = Counters(config.num_action_repeats, learner.frames, learner.updates, time_s)
-        run = cls(config, logdir, groups, policy, learner, counters, spec, listener)
+        run = cls(config, logdir, groups, policy, learner, counters, spec, listener, begin)
         if found is not None:
             run._restore(found[1])
         return run
@@ -250,6 +262,8 @@ class _Run:
             saver = tasks.create_task(named("checkpointer", self._save_forever()))
             watchdog = tasks.create_task(named("watchdog", self._watch_forever()))
             await self.stop.wait()
+            if self.lockstep is not None:
+                await self.lockstep.park(learner, DRAIN_S)
             await cancel(*actors, saver, watchdog)
             self.batcher.close()
             self.queue.close()
@@ -341,6 +355,8 @@ class _Run:
                 self.config.unroll_length,
                 self.policy.initial_state(group.num_envs),
                 on_row,
+                carried=None if self.lockstep is None else self.lockstep.begin,
+                between=None if self.lockstep is None else self.lockstep.between,
             )
         finally:
             caller.close()
@@ -427,7 +443,7 @@ class _Run:
             await self.files_thread.run(self.tensorboard.write, report, episodes, actions)
 
     async def _save_forever(self) -> None:
-        while True:
+        while self.lockstep is None:  # which knows when to save
             await asyncio.sleep(self.saver.wait_s)
             await self._save()
 
@@ -440,6 +456,8 @@ class _Run:
         state["counters"] = self.counters.state()
         state["episode_return_mean"] = self.counters.episode_return_mean
         state["dmlab30"] = self.dmlab30.state()
+        if self.lockstep is not None:
+            state["lockstep"] = await self.lockstep.state()
         await self.files_thread.run(self.saver.save, state)
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -17,8 +17,10 @@ Decided here, once, from the cores there are; every value is a flag (see ``Confi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import math
 import os
 import threading
 from pathlib import Path
@@ -39,8 +41,54 @@ class Placement(NamedTuple):
 
 
 def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """CPU cores this process may use; a container's limit counts, rounded up."""
+    limit = cpu_limit()
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
+
+
+@functools.cache
+def cpu_limit(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> float | None:
+    """Cores' worth of time that the kernel's control groups leave this process; None: no limit.
+
+    Args:
+      groups: says which control groups the process is in.
+      root: where they are mounted.
+    """
+    found = []
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, read = root, _limit_of_v2
+        elif "cpu" in controllers.split(","):
+            top, read = root / "cpu", _limit_of_v1
+        else:
+            continue
+        # In a container the path may be the host's: then the top is the container's own group.
+        folder = top / path.lstrip("/")
+        found += [read(place) for place in (folder, *folder.parents) if place.is_relative_to(top)]
+    return min((limit for limit in found if limit is not None), default=None)
+
+
+def _limit_of_v2(folder: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    return None
+
+
+def _limit_of_v1(folder: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        quota = int((folder / "cpu.cfs_quota_us").read_text())
+        period = int((folder / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 else None
+    return None
 
 
 def place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -219,6 +220,12 @@ class UnrollQueue:
             if queued.in_use == 0:
                 del self._held[id(part.unroll)]
                 queued.give_back(part.unroll)
+        self._wake()
+
+    async def join(self) -> None:
+        """Wait until every column has been taken and released."""
+        while self._columns or self._held:
+            await self._wait()
 
     def close(self) -> None:
         """Refuse further unrolls and wake everybody; whole batches can still be taken."""
@@ -228,7 +235,12 @@ class UnrollQueue:
     async def _wait(self) -> None:
         future = asyncio.get_running_loop().create_future()
         self._changed.append(future)
-        await future
+        try:
+            await future
+        except asyncio.CancelledError:
+            with contextlib.suppress(ValueError):  # woken and cancelled at once
+                self._changed.remove(future)
+            raise
 
     def _wake(self) -> None:
         # A future only wakes: whoever wakes looks again, so a cancelled waiter loses nothing.

@@ -11,6 +11,7 @@ over and over, as many as they have credits for.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -150,13 +151,12 @@ async def learn(flags: Flags) -> None:
     tell(endpoint=bridge.endpoint)
 
     async def watch() -> None:
-        while True:
-            await asyncio.sleep(1)
-            cpu_s = time.process_time()
-            present = len(bridge.progress())
-            tell(at_s=time.monotonic(), hosts=present, taken=taken, updates=version,
-                 memory_mb=memory_mb(), cpu_s=cpu_s, rejected=bridge.rejected,
-                 refused=bridge.refused)  # fmt: skip
+        for tick in itertools.count(1):
+            await asyncio.sleep(0.1)
+            tell(at_s=time.monotonic(), hosts=len(bridge.progress()), taken=taken)
+            if tick % 10 == 0:
+                tell(memory_mb=memory_mb(), cpu_s=time.process_time(), updates=version,
+                     rejected=bridge.rejected, refused=bridge.refused)  # fmt: skip
 
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(task) for task in (bridge.serve(), take(), watch())]

@@ -33,6 +33,7 @@ from asyncagent.envs import env_spec, make_group
 from asyncagent.errors import EndOfUnrolls
 from asyncagent.formats import UnrollFormat
 from asyncagent.keys import load_public, load_secret, make_keys
+from asyncagent.placement import keep_freed_memory
 from asyncagent.remote import Learning, RemoteBridge, Weights, make_listener
 from asyncagent.structs import EnvStep, Nest, PolicyStep, Unroll, map_nest
 from asyncagent.tasks import cancel
@@ -349,6 +350,7 @@ def _push(endpoint: str, unrolls: list[list[bytes]], keys: Path | None) -> None:
 
 def main(kind: str, endpoint: str, folder: str, key_folder: str, num_actors: str) -> None:
     """Send until we are ended."""
+    keep_freed_memory()  # as actor hosts do
     unrolls, keys = read_parts(Path(folder)), Path(key_folder) if key_folder else None
     if kind == "push":
         _push(endpoint, unrolls, keys)

@@ -6,7 +6,7 @@ real, and so is the learner's RemoteBridge, whose queue takes fewer unrolls than
 send.  Reported, and the exit status is 1 unless all of it holds:
 
 - fair: of the hosts that were there for long enough, none had fewer unrolls accepted than half of
-  what it would have had, if in every second of its presence all had had the same (so that a
+  what it would have had, if at every moment of its presence all had had the same (so that a
   machine with other work, which makes all slower for a while, makes nobody look unfair);
 - memory: the learner's at the end is what it was once all hosts had joined, or a quarter more;
 - heartbeats: no host was lost that had not left, none was left without an answer;
@@ -158,6 +158,7 @@ def judge(
 ) -> dict[str, Any]:
     """Figures of what the learner (from line ``full`` on with all hosts) and the hosts told."""
     left = {line["left"]: line for line in found if "left" in line}
+    counts = [line["hosts"] for line in learner.told[full:end] if "hosts" in line]
     seconds = [line for line in learner.told[full:end] if "memory_mb" in line]
     memory = [line["memory_mb"] for line in seconds]
     judged = [host for host in left.values() if host["present_s"] >= least_s]
@@ -178,7 +179,7 @@ def judge(
     polite = {name for name, line in left.items() if line["politely"]} & set(joined)
     last = learner.of("memory_mb")[-1]
     result: dict[str, Any] = {
-        "hosts_present": [min(s["hosts"] for s in seconds), max(s["hosts"] for s in seconds)],
+        "hosts_present": [min(counts), max(counts)],
         "seconds": len(seconds),
         "joins": len(joined),
         "left_with_bye": len(said_bye),
@@ -186,6 +187,7 @@ def judge(
         "accepted": sum(line["accepted"] for line in left.values()),
         "hosts_judged": len(judged),
         "of_equal_share_least": round(min(shares), 3),
+        "who_had_least": judged[shares.index(min(shares))],
         "of_equal_share_median": round(statistics.median(shares), 3),
         "of_equal_share_most": round(max(shares), 3),
         "memory_mb_start": round(memory[0], 1),
@@ -222,11 +224,11 @@ def judge(
     return result | {"failed": [name for name, holds in held.items() if not holds]}
 
 
-def equal_shares(seconds: list[dict[str, Any]]) -> Callable[[float], float]:
+def equal_shares(moments: list[dict[str, Any]]) -> Callable[[float], float]:
     """f(time): unrolls that a host there from the beginning would have had accepted by then, if
-    in every second all the hosts present had had the same."""
-    times, sums = [seconds[0]["at_s"]], [0.0]
-    for before, after in pairwise(seconds):
+    at every moment all the hosts present had had the same."""
+    times, sums = [moments[0]["at_s"]], [0.0]
+    for before, after in pairwise(moments):
         times.append(after["at_s"])
         sums.append(sums[-1] + (after["taken"] - before["taken"]) / max(1, after["hosts"]))
     return lambda at_s: float(np.interp(at_s, times, sums))

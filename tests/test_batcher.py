@@ -367,6 +367,29 @@ def test_cancel_before_flush() -> None:
     run_virtual(main())
 
 
+@pytest.mark.parametrize("what", ["statistics", "malformed"])
+def test_the_departed_leave_the_others_their_timeout(what: str) -> None:
+    """Whatever forgets a cancelled request, those that wait beside it are taken in time."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        tape, start_s = Tape(), loop.time()
+        batcher = DynamicBatcher(tape, 3, timeout_ms=100, thread=InlineThread())
+        gone, stays = batcher(rows(1)), batcher(rows(2))
+        await turns()
+        gone.cancel()
+        if what == "statistics":
+            assert batcher.statistics().pending_rows == 1
+        else:
+            with pytest.raises(BadBatch):
+                batcher(np.zeros((1, 1), np.float32))
+        await stays
+        assert tape.batches == [[2]]
+        assert loop.time() - start_s == pytest.approx(0.1, abs=1e-6)
+
+    run_virtual(main())
+
+
 def test_cancelled_callers_do_not_count_as_waiting() -> None:
     """A registered caller whose request was cancelled is not waiting."""
 
@@ -670,6 +693,27 @@ def test_close_from_another_thread() -> None:
         assert batcher.join(WATCHDOG_S)
 
     asyncio.run(main(), debug=True)
+
+
+def test_close_from_another_thread_as_a_batch_ends() -> None:
+    """A batch that had its answers gives them; none is begun for those who wait for the next."""
+
+    async def main() -> None:
+        thread = HeldThread()
+        batcher = DynamicBatcher(Tape(), thread=thread)
+        answered = batcher(rows(1))
+        await turns()
+        queued = batcher(rows(2))
+        thread.release()
+        closer = threading.Thread(target=batcher.close)
+        closer.start()
+        closer.join()
+        assert (await answered).item() == -1
+        with pytest.raises(BatcherClosed):
+            await queued
+        assert not thread.held
+
+    run_virtual(main())
 
 
 def test_a_loop_that_closes_in_mid_batch() -> None:

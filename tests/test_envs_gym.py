@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import re
 import sys
@@ -501,9 +502,7 @@ def test_bad_levels_are_one_line(level: str, message: str) -> None:
 def test_missing_dependency_names_its_pip_command() -> None:
     """An environment whose engine is not installed says what gymnasium says: what to install."""
     for package, level in (("Box2D", "gym:LunarLander-v3"), ("mujoco", "gym:HalfCheetah-v5")):
-        try:
-            __import__(package)
-        except ImportError:
+        if importlib.util.find_spec(package) is None:
             with pytest.raises(UsageError, match=r"pip install .*gymnasium\["):
                 make(level)
 

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
+import asyncagent.placement as placement_module
 from asyncagent.config import resolve
 from asyncagent.errors import ConfigError
-from asyncagent.placement import core_of_worker, last_level_cache_bytes, lower_priority, place
+from asyncagent.placement import (
+    core_of_worker,
+    cpu_limit,
+    last_level_cache_bytes,
+    lower_priority,
+    place,
+)
 
 
 @pytest.mark.parametrize("num_cores", [1, 2, 8, 64])
@@ -70,3 +78,49 @@ def test_flags_override_the_placement() -> None:
     assert (config.learner_threads, config.env_niceness) == (3, 0)
     with pytest.raises(ConfigError, match=r"env_niceness=20 must be in \[0, 19\]"):
         resolve("atari_pong", env_niceness=20)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/", {"cpu.max": "max 100000"}, None),
+        ("0::/", {}, None),
+        ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "max 100000"}, 2.0),
+        ("0::/a/b", {"a/cpu.max": "200000 100000", "a/b/cpu.max": "50000 100000"}, 0.5),
+        ("0::/of/the/host", {"cpu.max": "400000 100000"}, 4.0),
+        (
+            "3:cpuset:/\n1:cpu,cpuacct:/job",
+            {"cpu/job/cpu.cfs_quota_us": "300000", "cpu/job/cpu.cfs_period_us": "100000"},
+            3.0,
+        ),
+        (
+            "1:cpu:/",
+            {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
+            None,
+        ),
+        ("0::/", {"cpu.max": "no number"}, None),
+        (None, {"cpu.max": "150000 100000"}, None),
+    ],
+)
+def test_a_containers_limit_counts(
+    tmp_path: Path, groups: str | None, files: dict[str, str], expected: float | None
+) -> None:
+    """The smallest of the limits of all control groups around the process, of either version."""
+    root = tmp_path / "cgroup"
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text + "\n")
+    if groups is not None:
+        (tmp_path / "groups").write_text(groups + "\n")
+    assert cpu_limit(tmp_path / "groups", root) == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 6), (1.5, 2), (0.1, 1), (64.0, 6)])
+def test_cores_are_those_allowed_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, expected: int
+) -> None:
+    """A limit is rounded up, and adds no core."""
+    monkeypatch.setattr(placement_module, "cpu_limit", lambda: limit)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert placement_module.cores() == expected

@@ -88,6 +88,21 @@ def test_cancelled_get_loses_nothing() -> None:
     asyncio.run(run())
 
 
+def test_cancelled_waiters_leave_nothing_behind() -> None:
+    """However often a wait is given up while nothing moves, the queue does not grow by it."""
+
+    async def run() -> None:
+        queue = UnrollQueue(4, 4)
+        for _ in range(3):
+            getter = asyncio.create_task(queue.get())
+            await asyncio.sleep(0)
+            getter.cancel()
+            await asyncio.wait([getter])
+        assert not queue._changed
+
+    asyncio.run(run())
+
+
 def test_close_wakes_everybody_and_drains() -> None:
     """After close puts raise, whole batches can be taken, then gets raise, again and again."""
 
@@ -122,6 +137,25 @@ def test_close_wakes_a_waiting_get() -> None:
             await getter
 
     asyncio.run(run())
+
+
+def test_queue_is_joined_once_all_is_released() -> None:
+    """``join`` waits for columns that wait, and for those that are being learned from."""
+
+    async def test() -> None:
+        queue = UnrollQueue(8, 2)
+        await queue.put(unroll(4), drop)
+        joined = asyncio.create_task(queue.join())
+        for last in (False, True):
+            parts = await queue.get()
+            await asyncio.sleep(0)
+            assert not joined.done()
+            queue.release(parts)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert joined.done() == last
+
+    asyncio.run(test())
 
 
 def test_buffers_come_back_when_their_last_column_is_released() -> None:

@@ -90,6 +90,16 @@ def value_of(arguments: Sequence[str], name: str) -> str | None:
     return value
 
 
+def is_on(arguments: Sequence[str], name: str) -> bool | None:
+    """The last value given to a switch, read before the flags are parsed; None if there is none."""
+    value = None
+    for argument in arguments:
+        flag, _, said = _switch(argument, {name}).partition("=")
+        if flag == f"--{name}":
+            value = said == "True"
+    return value
+
+
 def _one_line(text: str) -> str:
     words = re.sub(r"[─-╿]", " ", text).split()
     line = " ".join(words)

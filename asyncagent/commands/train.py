@@ -11,8 +11,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from asyncagent.commands.cli import parse, value_of
+from asyncagent.commands.cli import is_on, parse, value_of
 from asyncagent.config import (
+    DETERMINISTIC,
     PRESETS,
     TUNED_FLAGS,
     Config,
@@ -59,6 +60,8 @@ def configure(arguments: Sequence[str]) -> Config:
     tuned = value_of(arguments, "tuned")
     if tuned:
         base = read_tuned(Path(tuned), base)
+    if is_on(arguments, "deterministic"):
+        base = dataclasses.replace(base, deterministic=True, **DETERMINISTIC)
     num_actors = value_of(arguments, "num_actors")
     if num_actors and num_actors.isdigit() and not value_of(arguments, "num_groups"):
         count = int(num_actors)

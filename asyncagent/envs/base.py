@@ -140,6 +140,15 @@ class EpisodeTracker:
         self.forget(game_over)
         return episodes
 
+    def state(self) -> dict[str, Any]:
+        """What has been counted of the games under way."""
+        return {"return": self._return.tolist(), "steps": self._steps.tolist()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state()`` was taken."""
+        self._return[:] = state["return"]
+        self._steps[:] = state["steps"]
+
     def forget(self, which: BoolArray) -> None:
         """The games of ``which`` (bool [E]) are over or lost: what follows is another game."""
         self._return[which] = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -50,6 +50,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let the emulators go. Called once, after the last ``step`` returned."""
+        ...
+
+
+@runtime_checkable
+class Saves(Protocol):
+    """What an engine may offer: to save itself, and to go on from there in another process."""
+
+    def state(self) -> dict[str, Any]:
+        """All that the rows to come depend on: numbers, strings, lists and dicts of them."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state()`` was taken; instead of ``reset``."""
         ...
 
 
@@ -97,6 +110,19 @@ class PoolGroup:
         """
         return await self._run(self._next_row, action)
 
+    @property
+    def can_save(self) -> bool:
+        """Whether ``state`` and ``restore`` are to be had."""
+        return isinstance(self._engine, Saves)
+
+    async def state(self) -> dict[str, Any]:
+        """All that the rows to come depend on: numbers, strings, lists and dicts of them."""
+        return await self._thread.run(self._save)
+
+    async def restore(self, state: dict[str, Any]) -> None:
+        """Go on where ``state()`` was taken; instead of ``reset``."""
+        await self._thread.run(self._restore, state)
+
     def progress(self) -> None:
         """Nothing: what goes on inside a pool's call cannot be seen."""
 
@@ -141,6 +167,20 @@ class PoolGroup:
         check_action(action, self.num_envs, self.spec.actions)
         rows = self._call(self._engine.step, action)
         return self._account(rows, self._ended)
+
+    def _save(self) -> dict[str, Any]:
+        assert isinstance(self._engine, Saves) and self._ended is not None
+        return {
+            "engine": self._engine.state(),
+            "games": self._tracker.state(),
+            "ended": self._ended.tolist(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        assert isinstance(self._engine, Saves)
+        self._engine.restore(state["engine"])
+        self._tracker.restore(state["games"])
+        self._ended = np.array(state["ended"], np.bool_)
 
     def _call(self, function: Callable[..., Rows], *args: ActionArray) -> Rows:
         if self._failure is not None:

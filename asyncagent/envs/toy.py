@@ -124,6 +124,23 @@ class MemoryEngine:
         never = np.zeros(self.num_envs, np.bool_)
         return Rows(self._observation(), reward, answered, never, answered)
 
+    def state(self) -> dict[str, Any]:
+        """See ``pool.Saves``."""
+        return {
+            "cue": self._cue.tolist(),
+            "row": self._row.tolist(),
+            "question": self._question.tolist(),
+            "generators": [rng.bit_generator.state for rng in self._rngs],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See ``pool.Saves``."""
+        self._cue[:] = state["cue"]
+        self._row[:] = state["row"]
+        self._question[:] = state["question"]
+        for rng, generator in zip(self._rngs, state["generators"], strict=True):
+            rng.bit_generator.state = generator
+
     def close(self) -> None:
         """See ``Engine``."""
 
