@@ -43,6 +43,8 @@ from endurance.report import as_json, as_markdown, as_text, rows
 from endurance.trial import SHARED, Trial
 
 LEAST_TRIED = 3
+FAREWELL_S = 0.2
+"""In which the relays' connections end."""
 KEPT_MB = 4 * DISK_MB
 
 
@@ -114,6 +116,7 @@ async def _run(flags: argparse.Namespace, place: Place) -> int:
                 trial.doing = "catch"
                 learned = await learn_catch(place, flags.seed, trial.say)
     finally:
+        await asyncio.sleep(FAREWELL_S)
         _tell(trial, learned, flags, console)
     good = not trial.problems and all(outcome.survived for outcome in trial.outcomes)
     return 0 if good and learned is not None and not learned.problem else 1

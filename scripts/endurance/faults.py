@@ -143,7 +143,7 @@ async def nonsense(run: Run, choice: random.Random) -> None:
 
 
 async def kill_learner(run: Run, choice: random.Random) -> None:
-    await run.learner.kill()
+    await run.kill_learner()
     run.start_learner()
 
 
@@ -189,7 +189,7 @@ def _tear(path: Path, choice: random.Random) -> None:
 
 async def damaged_checkpoint(run: Run, choice: random.Random) -> None:
     await until(lambda: len(run.checkpoints()) >= 2, 30, "there are no two checkpoints")
-    await run.learner.kill()
+    await run.kill_learner()
     newest = run.checkpoints()[0]
     newest.write_bytes(damage(newest.read_bytes(), choice))
     run.damaged = int(newest.stem.rpartition("_")[2])

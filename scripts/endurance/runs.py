@@ -114,12 +114,16 @@ class Run:
     # Reports.
 
     def start_learner(self) -> None:
-        """Begin a session."""
-        self.read()  # the last of the session before
+        """Begin a session; what was reported before has been read."""
         self._tail.skip()  # a fault may have changed it; the new session writes another file
         self._saved = [int(path.stem.rpartition("_")[2]) for path in self.checkpoints()]
         self.learner.start()
         self.sessions.append((self.learner.pid, Session(-1, self._frames_per_update)))
+
+    async def kill_learner(self) -> None:
+        """And read the last that it reported."""
+        await self.learner.kill()
+        self.read()
 
     def start(self) -> None:
         """Learner and hosts."""
@@ -222,6 +226,7 @@ class Run:
         """End it all, and start it all; Broken if that does not help."""
         for program in self.programs:
             await program.kill()
+        self.read()
         for relay in self.relays.values():
             relay.mend()
         began_s = time.monotonic()
