@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import faulthandler
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from asyncagent.errors import AsyncAgentError, CheckpointError, UsageError
+from asyncagent.errors import (
+    AsyncAgentError,
+    CheckpointError,
+    GraceOver,
+    NotFinite,
+    Stalled,
+    UsageError,
+)
 from asyncagent.placement import keep_freed_memory
+from asyncagent.watchdog import STALLED
 
 COMMANDS = {
     "train": "train an agent, or resume the run found in --logdir",
@@ -20,6 +29,7 @@ COMMANDS = {
     "test": "play fresh episodes with a checkpoint of a run",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
+    "replay-batch": "explain why an update was skipped, from the batch that was kept",
     "check-env": "make an environment, step it, and say what is wrong with it",
     "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }
@@ -29,7 +39,10 @@ _FAILURE = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 2 for what the user can put right, else 1."""
+    """Run one command; returns its exit status.
+
+    0, 2 for what the user can put right, 3 for a program that has stalled, else 1.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_help())
@@ -55,13 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UsageError, CheckpointError) as error:
         print(f"asyncagent {name}: {error}", file=sys.stderr)
         return _USAGE_ERROR
+    except (GraceOver, NotFinite) as error:
+        print(f"asyncagent {name}: {error}", file=sys.stderr)
+        return _FAILURE
     except (Exception, BaseExceptionGroup) as error:
         _report_failure(name, error)
-        return _FAILURE
+        return status_of(error)
 
 
 def run_and_exit() -> None:
     """``main``, then leave at once, even where a thread is stuck in a call that never returns."""
+    faulthandler.enable()
     try:
         status = main()
     except SystemExit as stop:
@@ -83,6 +100,12 @@ def _report_failure(name: str, error: BaseException) -> None:
         notes = "; ".join(getattr(first, "__notes__", []))
         where = f" ({notes})" if notes else ""
         print(f"asyncagent {name}: {type(first).__name__}: {first}{where}", file=sys.stderr)
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a program that failed in such a way."""
+    failures = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+    return _FAILURE if failures.subgroup(Stalled) is None else STALLED
 
 
 def _help() -> str:

@@ -163,6 +163,11 @@ class DynamicBatcher:
         self._drop_departed()
         return self._tally.statistics(len(self._pending), self._pending_rows)
 
+    @property
+    def busy(self) -> bool:
+        """Whether requests wait or are being computed."""
+        return bool(self._pending) or self._in_flight is not None
+
     # Closing.
 
     def close(self) -> None:

@@ -52,6 +52,7 @@ _POSITIVE = (
     "summary_interval_s",
     "report_interval_s",
     "stall_timeout_s",
+    "grace_s",
     "env_timeout_s",
     "level_cache_gb",
     "switch_interval_ms",
@@ -145,6 +146,9 @@ class Config:
     """RMSProp: added to the mean square inside the root (Adam: to the root)."""
     max_grad_norm: float = 40.0
     """Cut the gradient's global norm off here; 0 leaves it alone."""
+    max_skipped_updates: int = 10
+    """An update whose loss or gradient is no number is skipped; end the run once more in a row than
+    this were; 0: at the first."""
 
     # Network.
     net: str = "shallow"
@@ -215,7 +219,9 @@ class Config:
     report_interval_s: float = 5.0
     """Seconds between lines of metrics.jsonl and of the plain log."""
     stall_timeout_s: float = 300.0
-    """End the run, showing all stacks, once an actor or the learner has not moved so long."""
+    """End the run (exit status 3), showing all stacks, once some part has not moved so long."""
+    grace_s: float = 20.0
+    """Longest that the end may take: learning what is queued, the checkpoint, the environments."""
 
     def __post_init__(self) -> None:
         for name in ("total_environment_frames", "unroll_length", "max_policy_lag"):
@@ -243,7 +249,8 @@ class Config:
             self.max_inference_rows >= self.min_inference_rows,
             f">= min_inference_rows={self.min_inference_rows}",
         )
-        self._check("micro_batch_rows", self.micro_batch_rows >= 0, ">= 0")
+        for name in ("micro_batch_rows", "max_skipped_updates"):
+            self._check(name, getattr(self, name) >= 0, ">= 0")
         for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
             value = getattr(self, name)
             self._check(name, value >= 0 and math.isfinite(value), ">= 0 and finite")

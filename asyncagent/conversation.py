@@ -15,6 +15,7 @@ import zmq.asyncio
 from asyncagent import wire
 from asyncagent.errors import UsageError, WireError
 from asyncagent.keys import KeyPair
+from asyncagent.tasks import endless
 from asyncagent.wire import (
     Buffer,
     Bye,
@@ -108,8 +109,8 @@ class Conversation:
         try:
             async with asyncio.TaskGroup() as tasks:
                 others = [
-                    tasks.create_task(self._send_all(socket)),
-                    tasks.create_task(self._receive(socket)),
+                    tasks.create_task(endless("messages out", self._send_all(socket))),
+                    tasks.create_task(endless("messages in", self._receive(socket))),
                 ]
                 await self._keep_alive()
                 for task in others:

@@ -16,11 +16,22 @@ class Crew:
     """The calling thread and helpers of its own; belongs to the one thread that calls ``share``."""
 
     def __init__(self, name: str, num_threads: int, prepare: Callable[[], None]) -> None:
-        """``num_threads`` counts the caller; ``prepare`` is called once on every helper."""
+        """``num_threads`` counts the caller; ``prepare`` is called once on every helper.
+
+        What it raises comes out of the next ``share``.
+        """
         self.num_threads = num_threads
         self._helpers = [NamedThread(f"{name}-{index}") for index in range(1, num_threads)]
+        self._unprepared: list[BaseException] = []
+
+        def begin() -> None:
+            try:
+                prepare()
+            except BaseException as error:
+                self._unprepared.append(error)
+
         for helper in self._helpers:
-            helper.submit(prepare)
+            helper.submit(begin)
 
     def share(self, function: Callable[[T], None], items: Iterable[T]) -> None:
         """Call ``function(item)`` for every item, whoever is free takes the next.
@@ -54,6 +65,7 @@ class Crew:
         work()
         for _ in helpers:
             ended.get()
+        failures += self._unprepared
         if failures:
             raise failures[0]
 

@@ -11,8 +11,10 @@ AsyncAgentError
 │   └── AlreadyAnswered    a batch was answered twice
 ├── EndOfUnrolls           the unroll queue was closed and is drained
 ├── ActorLost              an environment vanished under its actor
-├── NotFinite              a loss or a gradient is no number any more
-└── Stalled                a component has not moved for too long
+├── NotFinite              the learner's numbers are none any more: one line, exit status 1
+├── TaskEnded              a task is gone in a way that would else pass for an orderly end
+├── Stalled                a component has not moved for too long: exit status 3
+└── GraceOver              an orderly end took too long: exit status 1
 """
 
 
@@ -61,11 +63,19 @@ class ActorLost(AsyncAgentError):
 
 
 class NotFinite(AsyncAgentError):
-    """A loss or a gradient is no number any more; the weights cannot be trusted."""
+    """Too many updates were skipped, their numbers being none, or the weights are spoilt."""
 
 
 class Stalled(AsyncAgentError):
     """A component has not moved for too long; the message says which."""
+
+
+class TaskEnded(AsyncAgentError):
+    """A task is gone in a way that would else pass for an orderly end."""
+
+
+class GraceOver(AsyncAgentError):
+    """An orderly end took longer than --grace_s; the message says what is saved."""
 
 
 class WireError(AsyncAgentError):

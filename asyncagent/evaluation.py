@@ -20,6 +20,7 @@ from asyncagent.config import Config, family_of
 from asyncagent.envs import atari, dmlab, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.dmlab30 import testing_level
+from asyncagent.envs.scratch import sweep
 from asyncagent.errors import UsageError
 from asyncagent.games import Job, Played, plan, play
 from asyncagent.models import load_weights, make_net
@@ -35,6 +36,7 @@ from asyncagent.scores import (
 from asyncagent.structs import EnvSpec, Episode
 from asyncagent.tasks import first_of
 from asyncagent.video import Recorder
+from asyncagent.watchdog import Watchdog
 
 SEED_OFFSET = 1_000_003
 """Added to the run's seed, so that test games are not the ones the agent was trained on."""
@@ -273,18 +275,21 @@ async def _play(
         )
 
     batcher = DynamicBatcher(policy.infer)
-    try:
-        return await play(
-            jobs,
-            make,
-            batcher,
-            policy.initial_state,
-            num_lanes=_limits(config)[1],
-            stall_timeout_s=config.stall_timeout_s,
-            on_episode=on_episode,
-        )
-    finally:
-        batcher.close()
+    playing = play(
+        jobs,
+        make,
+        batcher,
+        policy.initial_state,
+        num_lanes=_limits(config)[1],
+        stall_timeout_s=config.stall_timeout_s,
+        on_episode=on_episode,
+    )
+    with Watchdog(config.stall_timeout_s) as watchdog:
+        try:
+            return await watchdog.during(playing, dict)
+        finally:
+            batcher.close()
+            sweep()
 
 
 def _results(jobs: list[Job], played: list[Played], spec: EnvSpec) -> tuple[LevelResult, ...]:

@@ -21,6 +21,9 @@ from asyncagent.structs import EnvStep, Episode, Nest
 from asyncagent.threads import NamedThread
 from asyncagent.video import Recorder
 
+TICKS = 8
+"""Of a stall's time: a program that was suspended comes back to one late tick."""
+
 R = TypeVar("R")
 
 
@@ -183,7 +186,17 @@ async def play_group(
 
 
 async def _soon(answer: Awaitable[R], what: str, timeout_s: float) -> R:
-    deadline = asyncio.timeout(timeout_s)
+    loop = asyncio.get_running_loop()
+    deadline = asyncio.timeout(None)
+    timer: asyncio.TimerHandle
+
+    def tick(left: int) -> None:
+        nonlocal timer
+        if left == 0:
+            deadline.reschedule(loop.time())
+        timer = loop.call_later(timeout_s / TICKS, tick, left - 1)
+
+    tick(TICKS)
     try:
         async with deadline:
             return await answer
@@ -193,3 +206,5 @@ async def _soon(answer: Awaitable[R], what: str, timeout_s: float) -> R:
         raise Stalled(
             f"{what} has not ended within {timeout_s:.0f} s (--stall_timeout_s)"
         ) from None
+    finally:
+        timer.cancel()

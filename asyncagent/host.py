@@ -24,14 +24,16 @@ from asyncagent.config import Config
 from asyncagent.conversation import PING_S, SILENCE_S, Conversation
 from asyncagent.envs import env_spec, make_group
 from asyncagent.envs.base import EnvGroup
+from asyncagent.envs.scratch import sweep
 from asyncagent.envs.shared import spec_from_json
 from asyncagent.errors import UsageError
 from asyncagent.host_duties import Assignment, Duty, HostInfers, LearnerInfers
 from asyncagent.keys import check_endpoint, load_public, load_secret
 from asyncagent.placement import cores, place
 from asyncagent.signals import AskedToStop
-from asyncagent.tasks import cancel, first_of, named
+from asyncagent.tasks import cancel, endless, first_of
 from asyncagent.threads import NamedThread
+from asyncagent.watchdog import FAILED, LEAVE_S, Component, Watchdog
 from asyncagent.wire import FromLearner, Hello, Welcome
 
 __all__ = ["PING_S", "SILENCE_S", "ActorHost", "HostFlags", "run_host"]
@@ -135,18 +137,26 @@ class ActorHost:
         self._given: Assignment | None = None
         self._duty: Duty | None = None
         self._changed = asyncio.Event()
+        self._watchdog = Watchdog(Config.stall_timeout_s)
         self._threads = (NamedThread("wire"), NamedThread("weights"))
 
     async def run(self) -> None:
         """See ``run_host``."""
         try:
-            with AskedToStop(self.stop):
+            with (
+                self._watchdog as watchdog,
+                AskedToStop(self.stop, lambda: _limit_the_end(watchdog)),
+            ):
                 async with asyncio.TaskGroup() as tasks:
                     work = [
-                        tasks.create_task(named("conversation", self._conversation.run())),
-                        tasks.create_task(named("environments", self._play())),
+                        tasks.create_task(endless("conversation", self._conversation.run())),
+                        tasks.create_task(endless("environments", self._play())),
+                        tasks.create_task(endless("watchdog", watchdog.watch(self._survey))),
                     ]
-                    await self._stop.wait()
+                    try:
+                        await self._stop.wait()
+                    finally:
+                        _limit_the_end(watchdog)
                     await cancel(*work)
         finally:
             for thread in self._threads:
@@ -155,6 +165,9 @@ class ActorHost:
     def stop(self) -> None:
         """Leave in good order."""
         self._stop.set()
+
+    def _survey(self) -> dict[str, Component]:
+        return {} if self._duty is None else self._duty.survey()
 
     # The conversation.
 
@@ -188,6 +201,7 @@ class ActorHost:
             self._duty.end()
         config = Config.from_json(welcome.config, "the learner's configuration")
         spec = spec_from_json(json.loads(welcome.spec))
+        self._watchdog.stall_timeout_s = config.stall_timeout_s
         self._given = given = Assignment(welcome, self._placed(config, welcome), spec)
         send = self._conversation.send
         if self._flags.inference == "host":
@@ -231,9 +245,13 @@ class ActorHost:
             self._changed.clear()
             assert self._given is not None and self._duty is not None
             async with asyncio.TaskGroup() as tasks:
-                playing = tasks.create_task(_play(self._given, self._duty))
+                playing = tasks.create_task(endless("groups", _play(self._given, self._duty)))
                 await self._changed.wait()
                 await cancel(playing)
+
+
+def _limit_the_end(watchdog: Watchdog) -> None:
+    watchdog.leave_within(LEAVE_S, FAILED, "the end takes too long: leaving what hangs behind")
 
 
 def _machine_name() -> str:
@@ -268,4 +286,5 @@ async def _play(given: Assignment, duty: Duty) -> None:
         await duty.play(groups)
     finally:
         await asyncio.gather(*(group.close() for group in groups))
+        builder.submit(sweep)
         builder.close()

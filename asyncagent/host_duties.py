@@ -20,6 +20,7 @@ from asyncagent.formats import RowFormat, UnrollFormat
 from asyncagent.structs import EnvSpec, EnvStep, Episode, Loss, Unroll
 from asyncagent.tasks import named, noted
 from asyncagent.threads import NamedThread
+from asyncagent.watchdog import Component
 from asyncagent.wire import (
     Accepted,
     Act,
@@ -69,6 +70,10 @@ class Duty(Protocol):
         """Whatever else the learner says."""
         ...
 
+    def survey(self) -> dict[str, Component]:
+        """For the watchdog: its groups."""
+        ...
+
     def end(self) -> None:
         """There is other work: send nothing any more."""
         ...
@@ -89,9 +94,12 @@ class LearnerInfers:
         self._given = given
         self._send = send
         self._waiting: dict[int, _Waiting] = {}  # by slot
+        self._groups: dict[int, EnvGroup] = {}
 
     async def play(self, groups: Sequence[EnvGroup]) -> None:
         """See ``Duty``."""
+        slots = [dealt.slot for dealt in self._given.welcome.groups]
+        self._groups = dict(zip(slots, groups, strict=True))
         async with asyncio.TaskGroup() as tasks:
             for group, dealt in zip(groups, self._given.welcome.groups, strict=True):
                 tasks.create_task(named(f"group {dealt.slot}", self._serve(group, dealt.slot)))
@@ -123,6 +131,16 @@ class LearnerInfers:
             waiting = self._waiting.get(header.slot)
             if waiting and waiting.header.number == header.number and not waiting.action.done():
                 waiting.action.set_result(bytes(parts[0]))
+
+    def survey(self) -> dict[str, Component]:
+        """See ``Duty``."""
+        survey = {}
+        for slot, group in self._groups.items():
+            waiting = self._waiting.get(slot)
+            sent = -1 if waiting is None else waiting.header.number
+            idle = waiting is not None and not waiting.action.done()
+            survey[f"group {slot}"] = Component(f"row {sent:,}", (sent, group.progress()), idle)
+        return survey
 
     def end(self) -> None:
         """See ``Duty``."""
@@ -159,6 +177,7 @@ class HostInfers:
         self._policy_version = -1  # no weights yet
         self._new_weights = asyncio.Event()
         self._asked_s = -math.inf
+        self._actors: list[_Actor] = []
 
     async def play(self, groups: Sequence[EnvGroup]) -> None:
         """See ``Duty``."""
@@ -180,6 +199,7 @@ class HostInfers:
                         self.given.spec, config.unroll_length, group.num_envs, state
                     )
                     actor = _Actor(self, group, dealt.slot, batcher, format_)
+                    self._actors.append(actor)
                     tasks.create_task(named(f"group {dealt.slot}", actor.run(state)))
         finally:
             batcher.close()
@@ -221,6 +241,10 @@ class HostInfers:
                 self._asked_s = -math.inf
                 self._new_weights.set()
                 self._on_version(header.version)
+
+    def survey(self) -> dict[str, Component]:
+        """See ``Duty``."""
+        return {f"group {actor.slot}": actor.component() for actor in self._actors}
 
     def end(self) -> None:
         """See ``Duty``."""
@@ -275,7 +299,9 @@ class _Actor:
         self._duty = duty
         self._config = duty.given.config
         self._group = group
-        self._slot = slot
+        self.slot = slot
+        self._rows = 0
+        self._putting = False
         self._batcher = batcher
         self._format = format_
         self._episodes: list[Episode] = []
@@ -291,7 +317,13 @@ class _Actor:
         finally:
             self._caller.close()
 
+    def component(self) -> Component:
+        """For the watchdog; where it waits for the learner it has nothing to do."""
+        moves = (self._rows, self._group.progress())
+        return Component(f"row {self._rows:,}", moves, self._putting)
+
     def _on_row(self, row: EnvStep) -> None:
+        self._rows += 1
         self._episodes += row.episodes
         self._losses += row.losses
         present = self._group.num_envs - int(row.lost.sum())
@@ -299,14 +331,16 @@ class _Actor:
 
     async def _put(self, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
         self._caller.close()  # nobody needs to wait for an actor that waits for the learner
+        self._putting = True
         await self._duty.put(self._header, self._format, unroll, give_back)
+        self._putting = False
         self._caller = self._batcher.register()
 
     def _header(self, seq: int) -> UnrollSent:
         told = UnrollSent(
             self._duty.incarnation,
             seq,
-            self._slot,
+            self.slot,
             self._config.compression,
             self._frames,
             wire.episodes_to_wire(self._episodes),

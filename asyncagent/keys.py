@@ -8,6 +8,7 @@ or a revoked peer goes on for as long as it stays connected.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -291,7 +292,9 @@ class Gate:
         if self._authenticator is None:
             authenticator = AsyncioAuthenticator(self._context, log=_quiet_log)
             authenticator.configure_curve_callback(_DOMAIN.decode(), self)
+            before = asyncio.all_tasks()
             authenticator.start()
+            (self._answering,) = asyncio.all_tasks() - before
             self._authenticator = authenticator
 
     def stop(self) -> None:
@@ -299,6 +302,11 @@ class Gate:
         if self._authenticator is not None:
             self._authenticator.stop()
             self._authenticator = None
+
+    async def answer(self) -> None:
+        """Raise, as nobody else would, what ends the answering."""
+        await asyncio.wait({self._answering})
+        await self._answering
 
     async def watch(self, failures: zmq.asyncio.Socket) -> None:
         """Count, for ever, what ``failures_of`` a socket tells."""

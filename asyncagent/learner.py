@@ -6,20 +6,21 @@ import copy
 import math
 import threading
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import optree
 import torch
 from torch import Tensor, nn
 
 from asyncagent.config import Config
 from asyncagent.crew import Crew
 from asyncagent.cuda import Graphs, Lane, wait_for
-from asyncagent.cuda_learning import BatchStep
-from asyncagent.errors import NotFinite
-from asyncagent.losses import LossOutput, impala_loss
+from asyncagent.cuda_learning import BatchStep, Ended
+from asyncagent.losses import LossOutput, loss_of
 from asyncagent.metrics import LearnerStatistics
-from asyncagent.models import load_weights
+from asyncagent.models import forward, load_weights
 from asyncagent.optim import (
     clip_grad_norm,
     linear_learning_rate,
@@ -28,9 +29,11 @@ from asyncagent.optim import (
 )
 from asyncagent.policy import Policy
 from asyncagent.shares import LargestOutput, micro_batch_sizes, most_columns
+from asyncagent.skipped import FILE, Judged, SkippedBatch, Skips, is_skipped, refuse_if_spoilt
 from asyncagent.structs import (
     ActionArray,
     ActionSpace,
+    ArraySpec,
     Discrete,
     IntArray,
     MultiDiscrete,
@@ -38,7 +41,20 @@ from asyncagent.structs import (
     Unroll,
     map_nest,
 )
-from asyncagent.unroll import Columns, gather_columns, split_columns
+from asyncagent.unroll import Columns, gather_columns, origins_of, split_columns
+
+
+class Figures(NamedTuple):
+    """Sums over a batch or over updates, each as a float or, stacked, as one tensor."""
+
+    total: Any
+    policy_gradient: Any
+    baseline: Any
+    entropy: Any
+    rhos: Any
+    """Importance weights, not cut off."""
+    rows: Any
+    """Valid ones."""
 
 
 class Learner:
@@ -52,13 +68,17 @@ class Learner:
 
     def __init__(
         self, config: Config, net: nn.Module, actions: ActionSpace, device: torch.device,
-        dtype: torch.dtype, policy: Policy | None = None,
+        dtype: torch.dtype, policy: Policy | None = None, observation: Nest = None,
     ) -> None:  # fmt: skip
-        """``net`` is trained in place; ``policy``, where given, receives every update's weights."""
+        """``net`` is trained in place; ``policy``, where given, receives every update's weights.
+
+        ``observation``: of the EnvSpec, for a batch that is kept; None: there are no sentences.
+        """
         self.net = net.to(device)
         self.frames = 0
-        """Frames learned from: action repeats times valid rows."""
+        """Frames learned from: action repeats times valid rows, skipped updates' included."""
         self.updates = 0
+        """Skipped ones included."""
         self._config = config
         self._actions = actions
         self._device = device
@@ -73,11 +93,17 @@ class Learner:
         self._adding = threading.Lock()
         self._most_columns = 0
         self._lag_max = 0
-        self._sums = torch.zeros(6, device=device)
+        self._observation = observation
+        self._skips = Skips(config.max_skipped_updates, Path(config.logdir) / FILE)
+        self._origins: tuple[str, ...] = ()
+        self._figures = torch.zeros(len(Figures._fields))
+        self._sums = torch.zeros(len(Figures._fields) + 2, device=device)
+        self._verdict = torch.zeros(3, device=device)
         self._lane = Lane(device)
         self._batch_step: BatchStep | None = None
         if not on_cpu:
-            self._batch_step = BatchStep(self._step, Graphs("learning", self._lane))
+            graphs = Graphs("learning", self._lane)
+            self._batch_step = BatchStep(self._step, graphs, self._verdict)
         self._reset_statistics()
 
     @property
@@ -89,7 +115,13 @@ class Learner:
         )
 
     def update(self, parts: list[Columns]) -> None:
-        """Learn from one batch of columns; every update publishes its weights."""
+        """Learn from one batch of columns; every update publishes its weights.
+
+        An update whose loss or gradient is no number changes neither weights nor optimiser.  Its
+        frames count all the same: on CUDA they have driven the schedule when it becomes known.
+
+        Raises NotFinite after too many of those in a row, or where the weights are spoilt.
+        """
         if not self._threads_set:
             self._prepare_thread()
             self._threads_set = True
@@ -104,35 +136,43 @@ class Learner:
             set_learning_rate(self._optimizer, self.learning_rate)
             if self._batch_step is not None:
                 self._count(self._batch_step(parts))
+                # Known is the update before; of this one, the device sees to the weights.
+                judged, publishes = self._judged_before(self._batch_step.ended), True
+                self._origins = origins_of(parts)
             else:
-                self._learn_in_micro_batches(parts)
+                judged = self._learn_in_micro_batches(parts)
+                publishes = not judged.skipped
             self.updates += 1
-            self._updates_since += 1
             if count_frames:
                 self.frames += (self._rows - rows_before) * self._config.num_action_repeats
-            if self._policy is not None:
+            if self._policy is not None and publishes:
                 self._policy.publish(self.updates, self.net)
+        if judged is not None:
+            self._skips.see(judged, self._record)
 
     def take_statistics(self) -> LearnerStatistics:
-        """Means since the last call; waits for the device. NotFinite if numbers went wrong."""
-        total, pg, baseline, entropy, rhos, grad_norm = self._finite_sums()
-        updates = self._updates_since or math.nan
-        rows = self._rows or math.nan
+        """Means since the last call, without skipped updates; waits for the device."""
+        with self._lane.use():
+            *sums, grad_norm, count = self._sums.tolist()
+        figures = Figures(*sums)
+        updates = count or math.nan
+        rows = figures.rows or math.nan
         statistics = LearnerStatistics(
             frames=self.frames,
             updates=self.updates,
-            num_updates=self._updates_since,
-            total_loss=total / updates,
-            policy_gradient_loss=pg / updates,
-            baseline_loss=baseline / updates,
-            entropy_loss=entropy / updates,
+            num_updates=int(count),
+            total_loss=figures.total / updates,
+            policy_gradient_loss=figures.policy_gradient / updates,
+            baseline_loss=figures.baseline / updates,
+            entropy_loss=figures.entropy / updates,
             grad_norm=grad_norm / updates,
-            entropy=-entropy / rows,
-            policy_lag_mean=self._lag_sum / rows,
+            entropy=-figures.entropy / rows,
+            policy_lag_mean=self._lag_sum / (self._rows or math.nan),
             policy_lag_max=self._lag_max,
-            rho_mean=rhos / rows,
+            rho_mean=figures.rhos / rows,
             learning_rate=self.learning_rate,
             action_counts=self._action_counts,
+            skipped_updates=self._skips.total,
         )
         self._reset_statistics()
         return statistics
@@ -140,14 +180,14 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """A copy of weights, optimiser and counters; tensors and plain numbers only.
 
-        Raises NotFinite rather than hand out weights that numbers gone wrong have spoilt.
+        Raises NotFinite rather than hand out what numbers gone wrong have spoilt.
         """
-        self._finite_sums()
         with self._lane.use():
             net = copy.deepcopy(self.net.state_dict())
             optimizer = copy.deepcopy(self._optimizer.state_dict())
             for group in optimizer["param_groups"]:
                 group["lr"] = self.learning_rate  # a number, also where it is a tensor here
+            refuse_if_spoilt(net, optimizer, self.updates)
             wait_for(self._lane.mark())  # whoever saves the copies does not use the lane
         return {
             "net": net,
@@ -180,41 +220,66 @@ class Learner:
         # torch keeps the operator thread count per calling thread.
         torch.set_num_threads(1)
 
-    def _learn_in_micro_batches(self, parts: list[Columns]) -> None:
+    def _learn_in_micro_batches(self, parts: list[Columns]) -> Judged:
+        self._figures.zero_()
+        buffers = [buffer.clone() for buffer in self.net.buffers()]
         self._optimizer.zero_grad(set_to_none=True)
         num_columns = sum(part.stop - part.start for part in parts)
         sizes = micro_batch_sizes(num_columns, self._crew.num_threads, self._most_columns)
         self._crew.share(self._learn_from, split_columns(parts, sizes))
-        self._take_step()
+        norm = clip_grad_norm(self._parameters, self._config.max_grad_norm)
+        skipped = bool(is_skipped(self._figures[0], norm))
+        if skipped:
+            for buffer, before in zip(self.net.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        else:
+            self._optimizer.step()
+            self._sums += torch.cat([self._figures, norm[None], torch.ones(1)])
+        total, norm_found = float(self._figures[0]), float(norm)
+        return Judged(
+            self.updates + 1,
+            skipped,
+            total,
+            norm_found,
+            lambda: gather_columns(parts),
+            lambda: origins_of(parts),
+        )
 
     def _learn_from(self, columns: list[Columns]) -> None:
         """Add the gradient and the figures of one micro-batch; on any thread of the crew."""
         unroll = gather_columns(columns)
         figures, gradients = self._differentiate(map_nest(torch.from_numpy, unroll))
         with self._adding:
-            self._sums[:5] += figures
+            self._figures += figures
             self._count(unroll)
             self._add(gradients)
 
     def _step(self, batch: Nest) -> None:
         """A whole update, of an Unroll of tensors; reads nothing back from their device."""
+        buffers = [buffer.clone() for buffer in self.net.buffers()]
         self._optimizer.zero_grad(set_to_none=True)
         figures, gradients = self._differentiate(batch)
-        self._sums[:5] += figures
         self._add(gradients)
-        self._take_step()
-
-    def _take_step(self) -> None:
-        self._sums[-1] += clip_grad_norm(self._parameters, self._config.max_grad_norm)
+        norm = clip_grad_norm(self._parameters, self._config.max_grad_norm)
+        skipped = is_skipped(figures[0], norm)
+        self._optimizer.found_inf = skipped.float()  # type: ignore[attr-defined]
         self._optimizer.step()
+        for buffer, before in zip(self.net.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(skipped, before, buffer))
+        added = torch.cat([figures, norm[None], torch.ones_like(norm)[None]])
+        self._sums += added.masked_fill(skipped, 0.0)
+        self._verdict.copy_(torch.stack([skipped.float(), figures[0], norm]))
 
     def _differentiate(self, batch: Nest) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """What ``_sums`` adds up, float32 [5], and a gradient for every parameter."""
+        """Figures, a float32 tensor, and a gradient for every parameter."""
         loss = self._loss(batch)
         gradients = torch.autograd.grad(loss.total, self._parameters, allow_unused=True)
         # exp(-inf) = 0 where not valid; a host may send an action that its own logits exclude.
         rhos = loss.log_rhos.clamp(max=80).exp().sum()
-        figures = [loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos]
+        rows = batch.valid.sum().float()
+        figures = Figures(
+            loss.total.detach(), loss.policy_gradient, loss.baseline, loss.entropy, rhos, rows
+        )
         return torch.stack(figures), gradients
 
     def _add(self, gradients: Sequence[Tensor | None]) -> None:
@@ -240,34 +305,12 @@ class Learner:
             self._forward(map_nest(torch.from_numpy, column))
         return most_columns(self._crew.num_threads, rows, math.ceil(largest.num_bytes / rows))
 
-    def _forward(self, batch: Nest) -> Any:
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self.net(
-                batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
-            )
+    def _forward(self, batch: Nest) -> tuple[Tensor, Tensor]:
+        return forward(self.net, batch, self._device, self._dtype)
 
     def _loss(self, batch: Nest) -> LossOutput:
-        config = self._config
-        output = self._forward(batch)
-        return impala_loss(
-            output[0].float(),  # a user's heads may answer in bfloat16 here
-            output[1].float(),
-            reward=batch.reward,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            action=batch.action,
-            behaviour_logits=batch.behaviour_logits,
-            valid=batch.valid,
-            discounting=config.discounting,
-            reward_clipping=config.reward_clipping,
-            bootstrap_truncated=config.bootstrap_truncated,
-            entropy_cost=config.entropy_cost,
-            baseline_cost=config.baseline_cost,
-            clip_rho_threshold=config.clip_rho_threshold,
-            clip_pg_rho_threshold=config.clip_pg_rho_threshold,
-            vtrace_lambda=config.vtrace_lambda,
-            action_space=self._actions,
-        )
+        logits, values = self._forward(batch)
+        return loss_of(self._config, self._actions, logits, values, batch)
 
     def _count(self, unroll: Unroll) -> None:
         valid = unroll.valid
@@ -278,21 +321,40 @@ class Learner:
         self._lag_max = max(self._lag_max, int(lag.max(initial=0)))
         self._action_counts += count_choices(self._actions, unroll.action[valid])
 
-    def _finite_sums(self) -> list[float]:
+    def _judged_before(self, ended: Ended | None) -> Judged | None:
+        if ended is None:
+            return None
+        skipped, total, norm = ended.verdict.tolist()
+        origins = self._origins
+        return Judged(self.updates, skipped > 0, total, norm, lambda: ended.batch, lambda: origins)
+
+    def _record(self, judged: Judged) -> SkippedBatch:
+        """What there is to keep of a skipped update."""
         with self._lane.use():
-            sums: list[float] = self._sums.tolist()
-        if not all(map(math.isfinite, sums)):
-            raise NotFinite(
-                f"a loss or a gradient is not finite (within the {self._updates_since} updates up "
-                f"to number {self.updates}): a lower --learning_rate may help; "
-                "the checkpoints are from before"
-            )
-        return sums
+            net = {
+                name: t.detach().to("cpu", copy=True) for name, t in self.net.state_dict().items()
+            }
+        batch = judged.batch()
+        leaves: list[ArraySpec] = optree.tree_leaves(self._observation)
+        num_leaves = len(optree.tree_leaves(batch.observation))
+        return SkippedBatch(
+            self._config,
+            self._actions,
+            tuple(leaf.num_tokens for leaf in leaves) or (0,) * num_leaves,
+            str(self._dtype).removeprefix("torch."),
+            self.frames,
+            judged.update,
+            judged.update - 1 if self._batch_step is None else self.updates,
+            judged.total_loss,
+            judged.grad_norm,
+            batch,
+            judged.origins(),
+            net,
+        )
 
     def _reset_statistics(self) -> None:
         with self._lane.use():
             self._sums.zero_()
-        self._updates_since = 0
         self._rows = 0
         self._lag_sum = 0
         self._lag_max = 0

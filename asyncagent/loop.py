@@ -25,7 +25,8 @@ from asyncagent.checkpoint import load_checkpoint, locked
 from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
-from asyncagent.errors import ActorLost, EndOfUnrolls, UsageError
+from asyncagent.envs.scratch import sweep
+from asyncagent.errors import ActorLost, EndOfUnrolls, GraceOver, NotFinite, UsageError
 from asyncagent.learner import Learner
 from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
 from asyncagent.metrics import (
@@ -43,17 +44,13 @@ from asyncagent.saving import Saver, resume
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
 from asyncagent.structs import EnvSpec, EnvStep, Episode, Loss, Unroll
-from asyncagent.tasks import cancel, first_of, named, noted
+from asyncagent.tasks import cancel, endless, first_of, named, noted
 from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
 from asyncagent.unroll import UnrollQueue
-from asyncagent.watchdog import watch
+from asyncagent.watchdog import FAILED, LEAVE_S, Component, Watchdog, of_thread
 from asyncagent.weights import encode_weights, num_weights
 
-DRAIN_S = 15.0
-"""Longest an orderly end goes on learning from what the queue still holds."""
-GRACE_S = 30.0
-"""Longest the rest of an orderly end may take: reports, checkpoint, engines."""
 ABANDON_S = 3.0
 """Longest a failed run waits for its engines before it leaves them behind."""
 
@@ -83,14 +80,16 @@ def train(config: Config) -> TrainResult:
     Raises:
       UsageError: what was asked for cannot be done.
       CheckpointError: the checkpoint found does not fit this configuration.
+      NotFinite: too many updates in a row were skipped, see ``config.max_skipped_updates``.
       BaseExceptionGroup: a task died; its traceback carries a note that names the task.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             return runner.run(_train(config))
         except BaseExceptionGroup as group:
-            # Some things only an engine can find wrong, when its group begins.
-            request = group.subgroup(UsageError)
+            # Some things only an engine can find wrong, when its group begins; and numbers that
+            # go wrong are no fault of the task that found them.
+            request = group.subgroup((UsageError, NotFinite))
             if request is not None:
                 raise first_of(request) from None
             raise
@@ -99,10 +98,10 @@ def train(config: Config) -> TrainResult:
 async def _train(config: Config) -> TrainResult:
     logdir = Path(config.logdir)
     logdir.mkdir(parents=True, exist_ok=True)
-    with locked(logdir):
-        run = await _Run.build(config, logdir)
+    with locked(logdir), Watchdog(config.stall_timeout_s, logdir / "stall.txt") as watchdog:
+        run = await _Run.build(config, logdir, watchdog)
         run.saver.begin()
-        with AskedToStop(run.ask_to_stop):
+        with AskedToStop(run.ask_to_stop, run.limit_the_end):
             try:
                 with run.terminal:
                     await run.to_the_end()
@@ -117,9 +116,10 @@ class _Run:
     def __init__(
         self, config: Config, logdir: Path, groups: list[EnvGroup], policy: Policy,
         learner: Learner, counters: Counters, spec: EnvSpec, listener: Listener | None,
-        begin: Begin | None,
+        watchdog: Watchdog, begin: Begin | None,
     ) -> None:  # fmt: skip
         self.config = config
+        self.watchdog = watchdog
         self.logdir = logdir
         self.groups = groups
         self.policy = policy
@@ -159,7 +159,7 @@ class _Run:
             _log.info("actor hosts may connect to %s", self.bridge.endpoint)
 
     @classmethod
-    async def build(cls, config: Config, logdir: Path) -> _Run:
+    async def build(cls, config: Config, logdir: Path, watchdog: Watchdog) -> _Run:
         torch.set_num_threads(1)
         keep_freed_memory()
         sys.setswitchinterval(config.switch_interval_ms / 1000)
@@ -170,14 +170,17 @@ class _Run:
         builder = NamedThread("build-envs")
         builder.submit(lambda: lower_priority(config.env_niceness))
         try:
-            return await cls._build(config, logdir, device, acting, dtype, builder)
+            return await watchdog.during(
+                cls._build(config, logdir, device, acting, dtype, builder, watchdog),
+                lambda: {"build-envs": of_thread(builder)},
+            )
         finally:
             builder.close()
 
     @classmethod
     async def _build(
         cls, config: Config, logdir: Path, device: torch.device, acting: torch.device,
-        dtype: torch.dtype, builder: NamedThread,
+        dtype: torch.dtype, builder: NamedThread, watchdog: Watchdog,
     ) -> _Run:  # fmt: skip
         listener = make_listener(config) if config.listen else None
         if config.benchmark_mode:
@@ -215,7 +218,7 @@ class _Run:
             config.inference_threads,
             random_actions=config.benchmark_mode,
         )
-        learner = Learner(config, net, spec.actions, device, dtype, policy)
+        learner = Learner(config, net, spec.actions, device, dtype, policy, spec.observation)
         time_s = 0.0
         found = load_checkpoint(logdir)
         if found is not None:
@@ -240,7 +243,9 @@ class _Run:
                 groups, None if found is None else found[1], policy.initial_state
             )
         counters = Counters(config.num_action_repeats, learner.frames, learner.updates, time_s)
-        run = cls(config, logdir, groups, policy, learner, counters, spec, listener, begin)
+        run = cls(
+            config, logdir, groups, policy, learner, counters, spec, listener, watchdog, begin
+        )
         if found is not None:
             run._restore(found[1])
         return run
@@ -249,32 +254,46 @@ class _Run:
         async with asyncio.TaskGroup() as tasks:
             actors = [
                 tasks.create_task(
-                    named(
+                    endless(
                         _actor_name(index), self._act(_actor_name(index), self._level(index), group)
                     )
                 )
                 for index, group in enumerate(self.groups)
             ]
             if self.bridge is not None:
-                actors.append(tasks.create_task(named("actor hosts", self.bridge.serve())))
+                actors.append(tasks.create_task(endless("actor hosts", self.bridge.serve())))
             learner = tasks.create_task(named("learner", self._learn()))
-            reporter = tasks.create_task(named("reporter", self._report_forever()))
-            saver = tasks.create_task(named("checkpointer", self._save_forever()))
-            watchdog = tasks.create_task(named("watchdog", self._watch_forever()))
-            await self.stop.wait()
+            reporter = tasks.create_task(endless("reporter", self._report_forever()))
+            saver = tasks.create_task(endless("checkpointer", self._save_forever()))
+            watchdog = tasks.create_task(endless("watchdog", self._watch_forever()))
+            try:
+                await self.stop.wait()
+            except asyncio.CancelledError:  # a task has failed
+                self.watchdog.leave_within(LEAVE_S, FAILED, "what was left did not end")
+                raise
+            self.limit_the_end()
+            grace = self.config.grace_s
+            deadline_s = asyncio.get_running_loop().time() + grace
             if self.lockstep is not None:
-                await self.lockstep.park(learner, DRAIN_S)
+                await self.lockstep.park(learner, grace / 2)
             await cancel(*actors, saver, watchdog)
             self.batcher.close()
             self.queue.close()
-            await asyncio.wait({learner}, timeout=DRAIN_S)
+            await asyncio.wait({learner}, timeout=grace / 2)
             await cancel(learner, reporter)
             if self.bridge and self.learner.frames >= self.config.total_environment_frames:
                 self.bridge.farewell()
-            async with asyncio.timeout(GRACE_S):
-                await self._save()
-                await self._report(summary=True)
-                await asyncio.gather(*(group.close() for group in self.groups))
+            end = asyncio.timeout_at(deadline_s)
+            saved = False
+            with contextlib.suppress(TimeoutError):
+                async with end:
+                    await self._save()
+                    saved = True
+                    await self._report(summary=True)
+                    await asyncio.gather(*(group.close() for group in self.groups))
+        if end.expired():
+            what = "the end is saved" if saved else "nothing was saved since the last checkpoint"
+            raise GraceOver(f"--grace_s={grace:g} is over before everything has ended: {what}")
 
     async def abandon(self) -> None:
         """Let everything go, waiting for nothing that may hang; harmless after an orderly end."""
@@ -288,6 +307,7 @@ class _Run:
                 closing: list[Awaitable[None]] = [group.close() for group in self.groups]
                 closing += [self.files_thread.run(writer.close) for writer in writers]
                 await asyncio.gather(*closing, return_exceptions=True)
+                await self.files_thread.run(sweep)
         self.learner.close()
         self.learner_thread.close()
         self.files_thread.close()
@@ -296,6 +316,13 @@ class _Run:
         """End the run in good order."""
         self.terminal.say("stopping: writing a checkpoint (a second Ctrl-C leaves at once)")
         self.stop.set()
+
+    def limit_the_end(self) -> None:
+        """From now on an end that does not come is enforced; from any thread."""
+        seconds = self.config.grace_s + ABANDON_S + 1.0
+        self.watchdog.leave_within(
+            seconds, FAILED, f"--grace_s={self.config.grace_s:g} is over: leaving what hangs behind"
+        )
 
     def result(self) -> TrainResult:
         return TrainResult(
@@ -314,7 +341,7 @@ class _Run:
             return Weights(snapshot.version, encode_weights(snapshot, precision))
 
         async def put(level_name: str, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
-            await self.queue.put(unroll, give_back)
+            await self.queue.put(unroll, give_back, f"{level_name}, an actor host")
             self.counters.on_unroll(level_name, unroll.reward.shape[1])
 
         def tell(episodes: Sequence[Episode], losses: Sequence[Loss], frames: int) -> None:
@@ -343,7 +370,7 @@ class _Run:
         async def put(unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
             nonlocal caller
             caller.close()  # nobody needs to wait for an actor that waits for the learner
-            await self.queue.put(unroll, give_back)
+            await self.queue.put(unroll, give_back, f"{level_name}, {name}")
             caller = self.batcher.register()
             self.counters.on_unroll(level_name, group.num_envs)
 
@@ -378,32 +405,47 @@ class _Run:
                 parts = await self.queue.get()
             except EndOfUnrolls:
                 return
-            await self.learner_thread.run(self.learner.update, parts)
+            try:
+                await self.learner_thread.run(self.learner.update, parts)
+            except NotFinite:
+                with contextlib.suppress(NotFinite):  # the weights are spoilt, too
+                    await self._save()
+                raise
             self.queue.release(parts)
             self._moves["learner"] += 1
         self.stop.set()
 
     async def _watch_forever(self) -> None:
-        def waits() -> set[str]:
-            # The actors have to answer for it, when there is nothing to learn from.
-            # Hosts are missed by the bridge.
-            return {"learner"} if len(self.queue) < self.config.batch_size else set()
-
         def situation() -> str:
             return (
                 f"{len(self.queue)} unroll columns wait for the learner, "
                 f"{self.batcher.statistics().pending_rows} rows for inference"
             )
 
-        await watch(self._progress, waits, situation, self.config.stall_timeout_s)
+        await self.watchdog.watch(self._survey, situation)
 
-    def _progress(self) -> dict[str, Any]:
-        """What changes while an actor, its environments or the learner move."""
-        progress: dict[str, Any] = dict(self._moves)
+    def _survey(self) -> dict[str, Component]:
+        """Whoever acts, infers, learns or writes."""
+        batches = self.batcher.statistics()
+        # Without unrolls the learner has nothing to do: the actors have to answer for it.
+        starved = len(self.queue) < self.config.batch_size and self.learner_thread.num_pending == 0
+        survey = {
+            "learner": Component(
+                f"update {self.learner.updates:,}", self._moves["learner"], starved
+            ),
+            "inference": Component(
+                f"batch {batches.batches:,}", batches.batches, not self.batcher.busy
+            ),
+            "files": of_thread(self.files_thread)._replace(vital=False),
+        }
         for index, group in enumerate(self.groups):
             name = _actor_name(index)
-            progress[name] = (progress[name], group.progress())
-        return progress
+            rows = self._moves[name]
+            survey[name] = Component(f"row {rows:,}", (rows, group.progress()))
+        if self.bridge is not None:
+            hosts = self.bridge.progress()
+            survey["actor hosts"] = Component(f"unrolls {hosts}", hosts, not hosts)
+        return survey
 
     async def _report_forever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -423,6 +465,7 @@ class _Run:
             figures = self._figures._replace(
                 frames=figures.frames,
                 updates=figures.updates,
+                skipped_updates=figures.skipped_updates,
                 learning_rate=figures.learning_rate,
             )
         self._figures = figures
@@ -443,7 +486,9 @@ class _Run:
             await self.files_thread.run(self.tensorboard.write, report, episodes, actions)
 
     async def _save_forever(self) -> None:
-        while self.lockstep is None:  # which knows when to save
+        if self.lockstep is not None:  # which knows when to save
+            await asyncio.Event().wait()
+        while True:
             await asyncio.sleep(self.saver.wait_s)
             await self._save()
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from asyncagent import distributions, vtrace
-from asyncagent.structs import ActionSpace, Discrete
+from asyncagent.config import Config
+from asyncagent.structs import ActionSpace, Discrete, Nest
 
 
 class LossOutput(NamedTuple):
@@ -70,6 +71,36 @@ def entropy_loss(entropies: Tensor, valid: Tensor) -> Tensor:
       valid: bool [T, B].
     """
     return -_keep(entropies, valid).sum()
+
+
+def loss_of(
+    config: Config, space: ActionSpace, logits: Tensor, values: Tensor, batch: Nest
+) -> LossOutput:
+    """``impala_loss`` of a batch, with a run's flags.
+
+    Args:
+      logits, values: of the learner's own pass; see ``impala_loss``.
+      batch: an Unroll of tensors [T+1, B, ...].
+    """
+    return impala_loss(
+        logits,
+        values,
+        reward=batch.reward,
+        terminated=batch.terminated,
+        truncated=batch.truncated,
+        action=batch.action,
+        behaviour_logits=batch.behaviour_logits,
+        valid=batch.valid,
+        discounting=config.discounting,
+        reward_clipping=config.reward_clipping,
+        bootstrap_truncated=config.bootstrap_truncated,
+        entropy_cost=config.entropy_cost,
+        baseline_cost=config.baseline_cost,
+        clip_rho_threshold=config.clip_rho_threshold,
+        clip_pg_rho_threshold=config.clip_pg_rho_threshold,
+        vtrace_lambda=config.vtrace_lambda,
+        action_space=space,
+    )
 
 
 def clip_rewards(rewards: Tensor, mode: str) -> Tensor:

@@ -38,7 +38,10 @@ class LstmCore(nn.Module):
           first: bool [T, N].
           core_state: (hidden, cell) before row 0, float [N, num_units] each.
         """
-        hidden, cell = core_state
+        # The products with ``keep`` would carry a state that is no number on for ever, from one
+        # episode to the next: who acts comes here with every row.
+        begun = first[0].unsqueeze(-1)
+        hidden, cell = (part.masked_fill(begun, 0.0) for part in core_state)
         keep = (~first).unsqueeze(-1).to(cell.dtype)
         arguments = (self.inputs(features), self.recurrent.weight, hidden, cell, keep)
         if torch.is_grad_enabled():

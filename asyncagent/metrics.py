@@ -55,6 +55,7 @@ class Report(NamedTuple):
     acted_frames_per_s: float
     """Produced by the actors."""
     updates: int
+    """Those that were skipped included."""
     updates_per_s: float
     learning_rate: float
     episodes: int
@@ -81,6 +82,8 @@ class Report(NamedTuple):
     """Nats per row."""
     grad_norm: float
     """Before clipping."""
+    skipped_updates: int
+    """Whose loss or gradient was no number, since this session started; in no mean."""
     rho_mean: float
     """Mean importance weight before clipping."""
     dmlab30_no_cap: float
@@ -132,9 +135,9 @@ class LearnerStatistics(NamedTuple):
     frames: int
     """Frames learned from until now."""
     updates: int
-    """Updates until now."""
+    """Updates until now, those that were skipped included."""
     num_updates: int
-    """Updates since the last call."""
+    """Updates since the last call that were not skipped."""
     total_loss: float
     policy_gradient_loss: float
     baseline_loss: float
@@ -151,6 +154,8 @@ class LearnerStatistics(NamedTuple):
     learning_rate: float
     action_counts: Any
     """int64 [A]: how often each action was learned from."""
+    skipped_updates: int = 0
+    """Updates since this session started whose loss or gradient was no number."""
 
 
 class _Level:
@@ -291,6 +296,7 @@ class Counters:
             entropy_loss=figures.entropy_loss,
             entropy=figures.entropy,
             grad_norm=figures.grad_norm,
+            skipped_updates=figures.skipped_updates,
             rho_mean=figures.rho_mean,
             dmlab30_no_cap=self.dmlab30_scores[0],
             dmlab30_cap_100=self.dmlab30_scores[1],

@@ -27,7 +27,12 @@ class RMSPropTF(torch.optim.Optimizer):
     changed between steps; a tensor of one float also between replays of a step that was recorded
     as a CUDA graph.  State per parameter: ``mean_square`` and, with momentum,
     ``momentum_buffer``, both in the parameter's memory layout.
+
+    Where ``found_inf``, a tensor of one float, is 1, a step changes nothing, whatever the gradients
+    hold, and nothing is read back to find that out; as with torch's fused optimisers.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -79,7 +84,15 @@ class RMSPropTF(torch.optim.Optimizer):
             if group["momentum"] > 0 and "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         mean_squares = [self.state[p]["mean_square"] for p in params]
-        torch._foreach_mul_(mean_squares, group["decay"])
+        decay, momentum = group["decay"], group["momentum"]
+        if self.found_inf is not None:
+            skipped = self.found_inf.bool()
+            grads = _zero_where(skipped, grads)
+            decay, momentum = (
+                torch.full_like(self.found_inf, factor).masked_fill(skipped, 1.0)
+                for factor in (decay, momentum)
+            )
+        torch._foreach_mul_(mean_squares, decay)
         torch._foreach_addcmul_(mean_squares, grads, grads, value=1 - group["decay"])
         roots = torch._foreach_add(mean_squares, group["epsilon"])
         torch._foreach_sqrt_(roots)
@@ -88,11 +101,27 @@ class RMSPropTF(torch.optim.Optimizer):
             grads, lr = list(torch._foreach_mul(grads, lr)), 1.0
         if group["momentum"] > 0:
             momenta = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_mul_(momenta, momentum)
             torch._foreach_addcdiv_(momenta, grads, roots, value=lr)
+            if self.found_inf is not None:
+                momenta = list(torch._foreach_mul(momenta, 1 - self.found_inf))
             torch._foreach_sub_(params, momenta)
         else:
             torch._foreach_addcdiv_(params, grads, roots, value=-lr)
+
+
+def _zero_where(skipped: Tensor, grads: list[Tensor]) -> list[Tensor]:
+    """Copies of dense ``grads``, or zeros if ``skipped``, a bool scalar, is True.
+
+    All in one piece: a launch for each of them would cost more than the rest of the step.
+    """
+    together = torch.cat([grad.as_strided((grad.numel(),), (1,)) for grad in grads])
+    together.masked_fill_(skipped, 0.0)
+    pieces = torch.split(together, [grad.numel() for grad in grads])
+    return [
+        piece.as_strided(grad.shape, grad.stride())
+        for piece, grad in zip(pieces, grads, strict=True)
+    ]
 
 
 def make_optimizer(config: Config, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

@@ -78,6 +78,7 @@ _SECTIONS = {
     "entropy_loss": "learning/entropy_loss",
     "entropy": "learning/entropy",
     "grad_norm": "learning/grad_norm",
+    "skipped_updates": "learning/skipped_updates",
     "rho_mean": "learning/rho_mean",
     "learning_rate": "learning_rate",
     "total_loss": "total_loss",

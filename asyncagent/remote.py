@@ -42,6 +42,7 @@ from asyncagent.members import MAX_GROUP, Member, Members
 from asyncagent.metrics import HostReport, HostsReport
 from asyncagent.remote_group import RemoteGroup
 from asyncagent.structs import EnvSpec
+from asyncagent.tasks import endless, named
 from asyncagent.threads import NamedThread
 from asyncagent.wire import (
     Accepted,
@@ -161,11 +162,16 @@ class RemoteBridge:
     async def serve(self) -> None:
         """Serve for ever; whatever goes wrong on our side comes out."""
         async with asyncio.TaskGroup() as self._tasks:
-            self._tasks.create_task(self._receive())
-            self._tasks.create_task(self._tick())
-            self._tasks.create_task(self._send_weights())
+            work = {
+                "hosts' messages": self._receive(),
+                "hosts' membership": self._tick(),
+                "hosts' weights": self._send_weights(),
+            }
             if self._gate is not None and self._failures is not None:
-                self._tasks.create_task(self._gate.watch(self._failures))
+                work["refusals"] = self._gate.watch(self._failures)
+                work["authentication"] = self._gate.answer()
+            for name, task in work.items():
+                self._tasks.create_task(endless(name, task))
 
     def farewell(self) -> None:
         """The run is complete: send the hosts home."""
@@ -335,7 +341,8 @@ class RemoteBridge:
         )
         assert self._tasks is not None
         if member.hello.inference == "host":
-            member.tasks = [self._tasks.create_task(self._intake.take_in(member))]
+            taking = named(f"unrolls of {member.hello.name}", self._intake.take_in(member))
+            member.tasks = [self._tasks.create_task(taking)]
             return
         for group in member.groups:
             remote = RemoteGroup(
@@ -347,7 +354,8 @@ class RemoteBridge:
             )
             member.remote_groups[group.slot] = remote
             name = f"{member.hello.name}/{group.slot}"
-            member.tasks.append(self._tasks.create_task(self._play(name, group.level_name, remote)))
+            playing = named(name, self._play(name, group.level_name, remote))
+            member.tasks.append(self._tasks.create_task(playing))
 
     async def _play(self, name: str, level_name: str, group: RemoteGroup) -> None:
         # The host has gone, or the run ends.

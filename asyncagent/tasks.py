@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from asyncagent.errors import TaskEnded
+
 R = TypeVar("R")
 
 
@@ -17,12 +19,31 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
 
 
 async def named(name: str, work: Coroutine[Any, Any, None]) -> None:
-    """Await ``work``; a note of its exception says in which task it arose."""
+    """A whole task: await ``work``; a note of its exception says in which task it arose.
+
+    Raises TaskEnded where a TaskGroup would take the end for an orderly one, or end the program:
+    ``work`` raised CancelledError although nobody has cancelled the task, or SystemExit.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    task.set_name(name)
     try:
         await work
+    except asyncio.CancelledError as error:
+        if task.cancelling():
+            raise
+        raise TaskEnded(f"task {name!r} awaited something that was cancelled") from error
+    except SystemExit as error:
+        raise TaskEnded(f"task {name!r} raised {error!r}") from error
     except Exception as error:
         _note(name, error)
         raise
+
+
+async def endless(name: str, work: Coroutine[Any, Any, None]) -> None:
+    """``named``, for what must not return: TaskEnded if it does."""
+    await named(name, work)
+    raise TaskEnded(f"task {name!r} has ended, although it must not")
 
 
 def noted(name: str, function: Callable[..., R]) -> Callable[..., R]:

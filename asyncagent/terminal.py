@@ -80,7 +80,7 @@ def describe(report: Report, total_frames: int, frames_per_s: float) -> str:
     return (
         f"{report.frames:,} frames  {report.frames_per_s:,.0f} frames/s  "
         f"return {_figure(report.episode_return_mean, 2)}  lag {_figure(report.policy_lag_mean, 1)}"
-        f"  entropy {_figure(report.entropy, 2)}{_hosts(report)}"
+        f"  entropy {_figure(report.entropy, 2)}{_skipped(report)}{_hosts(report)}"
         f"  left {_left(report, total_frames, frames_per_s)}"
     )
 
@@ -90,9 +90,14 @@ def describe_briefly(report: Report, total_frames: int, frames_per_s: float) -> 
     return (
         f"{report.frames / 1e6:.2f}M {report.frames_per_s:,.0f}/s "
         f"return {_figure(report.episode_return_mean, 2)} lag {_figure(report.policy_lag_mean, 1)} "
+        f"{_skipped(report).lstrip()}{' ' if report.skipped_updates else ''}"
         f"{f'hosts {len(report.hosts)} ' if report.hosts else ''}"
         f"{_left(report, total_frames, frames_per_s)} left"
     )
+
+
+def _skipped(report: Report) -> str:
+    return f"  skipped {report.skipped_updates:,} updates" if report.skipped_updates else ""
 
 
 def _hosts(report: Report) -> str:

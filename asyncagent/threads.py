@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from asyncagent.errors import CallFailed
 
@@ -24,7 +25,11 @@ R = TypeVar("R")
 EXIT_S = 1.0
 """Longest the interpreter's exit waits for all threads' calls together."""
 
+Death: TypeAlias = Callable[[str, BaseException], None]
+"""(name of the thread, what killed it); called on the dying thread."""
+
 _open: weakref.WeakSet[NamedThread] = weakref.WeakSet()
+_told_of_deaths: list[Death] = []
 
 
 @atexit.register
@@ -36,6 +41,16 @@ def _close_all() -> None:
     deadline_s = time.monotonic() + EXIT_S
     for thread in threads:
         thread.join(max(0.0, deadline_s - time.monotonic()))
+
+
+@contextlib.contextmanager
+def told_of_deaths(tell: Death) -> Iterator[None]:
+    """Within it, ``tell`` is called when a call ends a thread by an exception, in any run."""
+    _told_of_deaths.append(tell)
+    try:
+        yield
+    finally:
+        _told_of_deaths.remove(tell)
 
 
 class Thread(Protocol):
@@ -53,15 +68,27 @@ class NamedThread:
         self.name = name
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
+        self._num_submitted = 0
+        self.num_done = 0
+        """Calls that have ended."""
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
         _open.add(self)
 
     def submit(self, call: Callable[[], None]) -> None:
-        """Run ``call()`` on the thread; it must not raise. RuntimeError once closed."""
+        """Run ``call()`` on the thread; RuntimeError once closed.
+
+        It must not raise: that ends the thread, of which ``told_of_deaths`` tells.
+        """
         if self._closed:
             raise RuntimeError(f"thread {self.name!r} is closed")
+        self._num_submitted += 1
         self._calls.put(call)
+
+    @property
+    def num_pending(self) -> int:
+        """Calls submitted that have not ended; those on other threads may miss the newest."""
+        return self._num_submitted - self.num_done
 
     def run(self, function: Callable[..., R], *args: Any) -> asyncio.Future[R]:
         """Future of ``function(*args)`` computed on the thread; exceptions come out of the future.
@@ -97,9 +124,16 @@ class NamedThread:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            call()
-            del call  # a finished call must not keep its arrays alive until the next one
+        try:
+            while (call := self._calls.get()) is not None:
+                call()
+                del call  # a finished call must not keep its arrays alive until the next one
+                self.num_done += 1
+        except BaseException as error:
+            self._closed = True  # what comes now would wait for ever
+            for tell in [*_told_of_deaths]:
+                tell(self.name, error)
+            raise  # to threading.excepthook, which shows it
 
 
 def wake(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:

@@ -134,16 +134,19 @@ class Columns(NamedTuple):
     unroll: Unroll
     start: int
     stop: int
+    origin: str = ""
+    """Who played them: level and actor."""
 
 
 class _Queued:
     """An unroll in the queue: how far it has been taken, and how much of that is still in use."""
 
-    __slots__ = ("columns", "give_back", "in_use", "taken", "unroll")
+    __slots__ = ("columns", "give_back", "in_use", "origin", "taken", "unroll")
 
-    def __init__(self, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
+    def __init__(self, unroll: Unroll, give_back: Callable[[Unroll], None], origin: str) -> None:
         self.unroll = unroll
         self.give_back = give_back
+        self.origin = origin
         self.columns = unroll.reward.shape[1]
         self.taken = 0
         self.in_use = self.columns
@@ -174,8 +177,12 @@ class UnrollQueue:
         """Columns waiting."""
         return self._columns
 
-    async def put(self, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
+    async def put(
+        self, unroll: Unroll, give_back: Callable[[Unroll], None], origin: str = ""
+    ) -> None:
         """Add an unroll; ``give_back(unroll)`` is called once its last column is released.
+
+        ``origin`` says who played it, and stays with its columns.
 
         Raises EndOfUnrolls once the queue is closed.
         """
@@ -183,7 +190,7 @@ class UnrollQueue:
             await self._wait()
         if self._closed:
             raise EndOfUnrolls
-        queued = _Queued(unroll, give_back)
+        queued = _Queued(unroll, give_back, origin)
         self._waiting.append(queued)
         self._columns += queued.columns
         self._wake()
@@ -202,7 +209,7 @@ class UnrollQueue:
         while missing:
             queued = self._waiting[0]
             stop = min(queued.columns, queued.taken + missing)
-            parts.append(Columns(queued.unroll, queued.taken, stop))
+            parts.append(Columns(queued.unroll, queued.taken, stop, queued.origin))
             missing -= stop - queued.taken
             queued.taken = stop
             self._held[id(queued.unroll)] = queued
@@ -269,6 +276,11 @@ def gather_columns(parts: list[Columns]) -> Unroll:
     return unroll
 
 
+def origins_of(parts: list[Columns]) -> tuple[str, ...]:
+    """Who played each of the columns, in their order."""
+    return tuple(part.origin for part in parts for _ in range(part.start, part.stop))
+
+
 def split_columns(parts: list[Columns], sizes: Iterable[int]) -> list[list[Columns]]:
     """Cut the columns of ``parts`` into runs of the given sizes, in order.
 
@@ -281,12 +293,12 @@ def split_columns(parts: list[Columns], sizes: Iterable[int]) -> list[list[Colum
         while size:
             if not waiting:
                 raise ValueError("there are fewer columns than the sizes add up to")
-            unroll, start, stop = waiting.popleft()
-            end = min(stop, start + size)
-            runs[-1].append(Columns(unroll, start, end))
-            size -= end - start
-            if end < stop:
-                waiting.appendleft(Columns(unroll, end, stop))
+            part = waiting.popleft()
+            end = min(part.stop, part.start + size)
+            runs[-1].append(part._replace(stop=end))
+            size -= end - part.start
+            if end < part.stop:
+                waiting.appendleft(part._replace(start=end))
     if waiting:
         raise ValueError("there are more columns than the sizes add up to")
     return runs

@@ -289,7 +289,7 @@ def _check_same_level(logdir: str, level_name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do what the command line says; the exit status: 2 for what the user can put right, else 1."""
+    """Do what the command line says; the exit status, as ``asyncagent``'s."""
     argv = sys.argv[1:] if argv is None else argv
     if {"-h", "-help", "--help"} & set(argv):
         print(help_text())
@@ -300,6 +300,7 @@ def main(argv: list[str] | None = None) -> int:
         restart_in_venv(argv)
     except Refused as error:
         return _refuse(error)
+    from asyncagent.__main__ import status_of
     from asyncagent.errors import CheckpointError, UsageError
     from asyncagent.placement import keep_freed_memory
 
@@ -310,9 +311,9 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(error)
     except KeyboardInterrupt:
         return 130
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        return 1
+        return status_of(error)
 
 
 def _refuse(error: Exception) -> int:

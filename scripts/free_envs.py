@@ -152,7 +152,7 @@ class Verifier:
 
     def check(self, parts: list[Columns]) -> None:
         """Mismatch unless these are whole unrolls, every row the one that belongs there."""
-        for one, start, stop in parts:
+        for one, start, stop, _ in parts:
             expect((start, stop) == (0, one.reward.shape[1]), "batches are of whole groups here")
             self._check(one)
 

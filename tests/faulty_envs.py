@@ -177,6 +177,8 @@ def misbehave(what: str, seed: int) -> Any:
         Path(path).write_text(str(engine.pid))
     if what == "nan":
         return Outcome(np.zeros(3, np.float32), float("nan"), False, False)
+    if what == "huge":
+        return Outcome(np.zeros(3, np.float32), -1e39, False, False)
     if what == "score":
         return Outcome(np.zeros(3, np.float32), 0.0, False, False, float("inf"))
     if what == "shape":

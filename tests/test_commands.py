@@ -14,10 +14,10 @@ from asyncagent.__main__ import COMMANDS, main
 from asyncagent.checkpoint import save_checkpoint
 from asyncagent.commands.test import Meter, show
 from asyncagent.commands.train import configure
-from asyncagent.config import resolve
+from asyncagent.config import Config, resolve
 from asyncagent.envs import env_spec
 from asyncagent.envs.dmlab30 import LEVELS
-from asyncagent.errors import UsageError
+from asyncagent.errors import NotFinite, UsageError
 from asyncagent.evaluation import Evaluation, LevelResult
 from asyncagent.models import make_net
 from asyncagent.structs import Episode
@@ -37,6 +37,20 @@ def one_line_error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     lines = captured.err.strip().splitlines()
     assert len(lines) == 1, captured.err
     return lines[0]
+
+
+def test_numbers_gone_wrong_end_with_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that found no way on says why in one line, without a traceback, and exits with 1."""
+
+    def train(config: Config) -> None:
+        raise NotFinite("11 updates in a row were skipped")
+
+    monkeypatch.setattr("asyncagent.loop.train", train)
+    assert main(["train", "--level_name=catch"]) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line == "asyncagent train: 11 updates in a row were skipped"
 
 
 @pytest.mark.parametrize("spelling", ["--level_name=catch", "--level-name=catch"])
@@ -272,5 +286,7 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code in (0, None)
-    flag = {"actors": "--connect", "keys": "--out"}.get(command, "--logdir")
+    flag = {"actors": "--connect", "keys": "--out", "replay-batch": "--file"}.get(
+        command, "--logdir"
+    )
     assert flag in capsys.readouterr().out

@@ -61,3 +61,17 @@ def test_a_failure_comes_out_when_all_have_ended() -> None:
     assert 1 in done
     assert len(done) < 999
     crew.close()
+
+
+@pytest.mark.parametrize("error", [ValueError("no such setting"), SystemExit(0)])
+def test_a_helper_that_cannot_prepare_is_no_silent_one(error: BaseException) -> None:
+    """What ``prepare`` raises on a helper comes out of ``share``, which waits for nobody dead."""
+
+    def prepare() -> None:
+        raise error
+
+    crew = Crew("crew", 3, prepare)
+    with pytest.raises(type(error)) as caught:
+        crew.share(lambda _: None, range(10))
+    assert caught.value is error
+    crew.close()

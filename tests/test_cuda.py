@@ -414,7 +414,9 @@ def test_whole_batches_teach_what_micro_batches_do(optimizer: str) -> None:
     plain = Learner(config(**flags), net, VECTOR.actions, CPU, torch.float32)
     other = Learner(config(**flags), copy.deepcopy(net), VECTOR.actions, CPU, torch.float32)
     recorder = Recorder()
-    other._batch_step = BatchStep(other._step, Graphs("learning", Lane(CPU), recorder))
+    other._batch_step = BatchStep(
+        other._step, Graphs("learning", Lane(CPU), recorder), other._verdict
+    )
     for parts in batches(VECTOR, net, 3):
         plain.update(parts)
         other.update(parts)
@@ -433,7 +435,9 @@ def test_a_restored_learner_records_anew() -> None:
     net = make_net("mlp", VECTOR, False, 1)
     learner = Learner(config(), net, VECTOR.actions, CPU, torch.float32)
     recorder = Recorder()
-    learner._batch_step = BatchStep(learner._step, Graphs("learning", Lane(CPU), recorder))
+    learner._batch_step = BatchStep(
+        learner._step, Graphs("learning", Lane(CPU), recorder), learner._verdict
+    )
     parts, *_ = batches(VECTOR, net, 1)
     for _ in range(3):
         learner.update(parts)
@@ -477,13 +481,14 @@ def test_the_order_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_learning, "wait_for", wait_for)
     net = make_net("mlp", VECTOR, False, 1)
     lane: Any = TapedLane(CPU, tape, "lane")
-    step = BatchStep(lambda batch: tape.append("learn"), Graphs("learning", lane, Recorder()))
+    graphs = Graphs("learning", lane, Recorder())
+    step = BatchStep(lambda batch: tape.append("learn"), graphs, torch.zeros(3))
     for parts in batches(VECTOR, net, 2):
         step(parts)
         tape.append("return")
     assert tape == [
         *("bus 1", "lane after bus 1", "lane 1", "learn", "lane 2", "return"),
-        *("wait for bus 1", "bus after lane 1", "bus 2"),
+        *("bus after lane 1", "bus 2"),
         *("lane after bus 2", "lane 3", "learn", "lane 4", "wait for lane 2", "return"),
     ]
 

@@ -368,8 +368,9 @@ def test_close_during_a_start(tmp_path: Path) -> None:
         ("raise", "OSError: emulator 2 on fire"),
         ("sys.exit", "SystemExit: 7"),
         ("usage", "RuntimeError: no such map"),
-        ("nan", "ValueError: reward and score must be finite, not nan and nan"),
-        ("score", "ValueError: reward and score must be finite, not 0.0 and inf"),
+        ("nan", "ValueError: reward and score must be finite in float32, not nan and nan"),
+        ("huge", "ValueError: reward and score must be finite in float32, not -1e+39 and -1e+39"),
+        ("score", "ValueError: reward and score must be finite in float32, not 0.0 and inf"),
         ("shape", "ValueError: observation must be an array, float32 [3], not float32 [2, 2]"),
         ("dtype", "ValueError: observation must be an array, float32 [3], not float64 [3]"),
         ("list", "ValueError: observation must be an array, float32 [3], not list"),
@@ -627,6 +628,20 @@ def test_worker_that_does_not_start_at_first() -> None:
         assert steps_of(await group.step(STAY)) == [1, 1]
 
     run(body, make("faulty", faults=faults))
+
+
+def test_what_nobody_expects_of_a_start_comes_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of ours while a worker is started is no loss of an environment, and not silent."""
+
+    def broken(*args: Any) -> None:
+        raise LookupError("no such thing")
+
+    async def body(group: WorkerGroup) -> None:
+        with pytest.raises(LookupError, match="no such thing"):
+            await group.reset()
+
+    monkeypatch.setattr(subproc, "WorkerProcess", broken)
+    run(body, make())
 
 
 def test_system_that_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -443,6 +443,22 @@ def test_allowed_key_talks_under_its_key(
     run(talk())
 
 
+def test_an_authenticator_that_dies_is_missed(hosts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ends the answering comes out of ``answer``: nobody could connect any more."""
+
+    def broken(self: Gate, domain: str, key: bytes) -> bool:
+        raise LookupError("no such table")
+
+    async def attempt() -> None:
+        async with learner_of(hosts) as learner:
+            learner.client(new_pair())
+            with pytest.raises(LookupError, match="no such table"):
+                await learner.gate.answer()
+
+    monkeypatch.setattr(Gate, "callback", broken)
+    asyncio.run(attempt())
+
+
 def refuse(hosts: Path, client: Callable[[Learner], object], started: bool = True) -> Learner:
     """Let a client try; it must fail, and an allowed one that comes after it must get in."""
 

@@ -17,7 +17,6 @@ from asyncagent.bench import components
 from asyncagent.bodies import MlpBody
 from asyncagent.config import Config
 from asyncagent.envs.base import check_action
-from asyncagent.errors import NotFinite
 from asyncagent.learner import Learner, count_choices
 from asyncagent.models import ActorCritic, make_net
 from asyncagent.policy import Policy
@@ -383,18 +382,6 @@ def test_flags_given_on_resuming_are_not_the_checkpoints(optimizer: str) -> None
     assert after == before
     other.update(parts[1:])
     assert other.updates == 2
-
-
-def test_numbers_gone_wrong_are_told() -> None:
-    """A loss that is not finite comes out of the statistics and of the state to be saved."""
-    learner = Learner(config(), ProbeNet(), Discrete(3), CPU, torch.float32)
-    (part,) = counted(CounterGroup([[2]]), length=4)
-    part.unroll.reward[1] = np.nan
-    learner.update([part])
-    with pytest.raises(NotFinite):
-        learner.state()
-    with pytest.raises(NotFinite):
-        learner.take_statistics()
 
 
 def test_state_is_a_copy() -> None:

@@ -12,17 +12,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import asyncagent.loop as loop_module
+from asyncagent.__main__ import main
 from asyncagent.checkpoint import checkpoint_paths, load_checkpoint, locked
 from asyncagent.config import Config, resolve
-from asyncagent.errors import CheckpointError, NotFinite, Stalled, UsageError
+from asyncagent.errors import CheckpointError, GraceOver, NotFinite, Stalled, UsageError
 from asyncagent.learner import Learner
 from asyncagent.loop import train
 from asyncagent.policy import Policy
+from asyncagent.remote import RemoteBridge
 from asyncagent.structs import EnvSpec, EnvStep, IntArray
+from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
 from tests.fakes import CounterGroup
 
@@ -242,10 +246,143 @@ def test_stall_is_named_and_ends_the_run(
     stuck.set()
 
 
-def test_numbers_gone_wrong_end_the_run_and_spare_the_checkpoints(
+def listening(tmp_path: Path, **flags: Any) -> Config:
+    """Of a run in which only hosts act, of whom none comes."""
+    hosts = {"num_actors": 0, "num_groups": 0, "listen": f"ipc://{tmp_path}/hosts"}
+    return config(tmp_path / "run", total_environment_frames=10**9, **hosts, **flags)
+
+
+def test_nobody_stalls_where_no_host_is_present(
     tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss that is not finite is an error of the run, and is never checkpointed."""
+    """Without actors of its own, and with no host, a run waits for as long as it takes."""
+    shown = 0
+
+    def show(self: Any, report: Any) -> None:
+        nonlocal shown
+        shown += 1
+        if shown == 30:  # the stall's time has passed more than once
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Terminal, "show", show)
+    assert train(listening(tmp_path, stall_timeout_s=0.4)).frames == 0
+
+
+def test_hosts_that_are_present_and_send_nothing_are_a_stall(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that is heard of, but whose unrolls have ended, is not waited for in silence."""
+    monkeypatch.setattr(RemoteBridge, "progress", lambda self: {"box": 7})
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(listening(tmp_path, stall_timeout_s=0.4))
+    (error,) = leaves(caught.value)
+    assert isinstance(error, Stalled) and "actor hosts has not moved" in str(error)
+    assert "actor hosts: unrolls {'box': 7}, " in (tmp_path / "run" / "stall.txt").read_text()
+
+
+def test_an_inference_that_hangs_is_named(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A forward pass that never ends is the stall, not the actors that wait for it."""
+    infer, stuck, calls = Policy.infer, threading.Event(), 0
+
+    def hang(self: Policy, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 20:
+            stuck.wait(WATCHDOG_S)
+        return infer(self, *args)
+
+    monkeypatch.setattr(Policy, "infer", hang)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        train(config(tmp_path, total_environment_frames=10**9, stall_timeout_s=0.5))
+    stuck.set()
+    (error,) = leaves(caught.value)
+    assert isinstance(error, Stalled)
+    text = (tmp_path / "stall.txt").read_text()
+    assert "inference: batch 19, " in text and "stuck.wait(WATCHDOG_S)" in text
+    assert "  actor-0\n" in text and "  reporter\n" in text
+
+
+def test_an_engine_that_cannot_be_made_is_a_stall(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that hangs before it has begun says so."""
+    stuck = threading.Event()
+    monkeypatch.setattr(loop_module, "make_group", lambda *_, **__: stuck.wait(WATCHDOG_S))
+    with pytest.raises(Stalled, match="build-envs has not moved"):
+        train(config(tmp_path, stall_timeout_s=0.5))
+    stuck.set()
+
+
+def test_the_end_has_its_time(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that does not close ends with the grace, which is said, and all is saved."""
+    stuck = stuck_group(monkeypatch, groups)
+    monkeypatch.setattr(loop_module, "ABANDON_S", 0.1)
+    with pytest.raises(GraceOver, match=r"--grace_s=0.5 is over .*: the end is saved"):
+        train(config(tmp_path, batch_size=2, grace_s=0.5))
+    stuck.set()
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["frames"] >= 2000
+
+
+class Unwell(Group):
+    """Its rewards are none from the hundredth step on."""
+
+    async def step(self, action: IntArray) -> EnvStep:
+        row = await super().step(action)
+        return row._replace(reward=np.where(self.steps < 100, row.reward, np.float32(np.nan)))
+
+
+def test_updates_that_are_none_end_the_run(
+    tmp_path: Path,
+    groups: list[Group],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its last line names the batch that was kept, the weights of before are checkpointed, and the
+    command that the line gives explains what was wrong, and whose reward it was."""
+    monkeypatch.setattr(loop_module, "make_group", lambda config, level_name, **_: Unwell())
+    flags = {"total_environment_frames": 10**9, "max_skipped_updates": 3}
+    with pytest.raises(NotFinite) as caught:
+        train(config(tmp_path, **flags))
+    found = load_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1]["updates"] > 10
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found[1]["net"].values())
+    line, _, command = str(caught.value).partition("; to find out why: asyncagent ")
+    assert line.startswith("4 updates in a row were skipped") and "reward is nan at row" in line
+    assert main([*command.split(), "--json"]) == 0
+    cause = json.loads(capsys.readouterr().out.splitlines()[-1])["passes"][0]["cause"]
+    assert cause["culprit"].startswith("reward is nan at row")
+    assert cause["origin"] in ("catch, actor-0", "catch, actor-1")
+
+
+def test_a_single_skip_is_reported(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad batch: the run goes on to its end, and its reports count it."""
+    update = Learner.update
+
+    def poisoned(self: Learner, parts: Any) -> None:
+        if self.updates == 3:
+            parts[0].unroll.reward[1] = np.nan
+        update(self, parts)
+
+    monkeypatch.setattr(Learner, "update", poisoned)
+    result = train(config(tmp_path))
+    assert result.frames >= 2000 and result.last_report is not None
+    assert result.last_report.skipped_updates == 1
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["skipped_updates"] == 1 and lines[-1]["total_loss"] is not None
+
+
+def test_spoilt_weights_end_the_run_and_spare_the_checkpoints(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that are not finite are an error of the run, and are never checkpointed."""
     good = train(config(tmp_path, total_environment_frames=2000))
     update = Learner.update
 
@@ -255,9 +392,8 @@ def test_numbers_gone_wrong_end_the_run_and_spare_the_checkpoints(
         update(self, parts)
 
     monkeypatch.setattr(Learner, "update", poisoned)
-    with pytest.raises(BaseExceptionGroup) as caught:
+    with pytest.raises(NotFinite, match=r"of the weights, .* is not finite"):
         train(config(tmp_path, total_environment_frames=10**9))
-    assert isinstance(leaves(caught.value)[0], NotFinite)
     found = load_checkpoint(tmp_path)
     assert found is not None
     assert found[1]["frames"] == good.frames

@@ -82,3 +82,18 @@ def test_low_precision_is_close() -> None:
     ):
         assert got.dtype == torch.float32
         assert float((got - wanted).norm()) < 0.03 * float(wanted.norm())
+
+
+def test_a_state_that_is_no_number_ends_with_its_episode() -> None:
+    """Where an episode begins, whatever the state was before is forgotten; other rows keep it."""
+    core, features, first, hidden, cell = case(torch.float32)
+    first[:] = False
+    first[0, 1] = True
+    for broken in (torch.nan, torch.inf):
+        with torch.no_grad():
+            spoilt = [part.index_fill(0, torch.tensor([1, 2]), broken) for part in (hidden, cell)]
+            outputs, state = core(features, first, tuple(spoilt))
+            expected, _ = core(features, first, (hidden, cell))
+        torch.testing.assert_close(outputs[:, :2], expected[:, :2])
+        assert all(bool(part[:2].isfinite().all()) for part in state)
+        assert not bool(outputs[:, 2].isfinite().all()) or broken == torch.inf

@@ -17,7 +17,7 @@ from asyncagent.metrics import (
     Report,
 )
 from asyncagent.structs import EnvStep, Episode, Loss
-from asyncagent.terminal import Terminal, describe
+from asyncagent.terminal import Terminal, describe, describe_briefly
 
 
 def figures(frames: int = 0, updates: int = 0, total_loss: float = 1.0) -> LearnerStatistics:
@@ -162,3 +162,12 @@ def test_hosts_are_in_the_file_and_on_the_line() -> None:
     assert (strange.hosts_refused, strange.messages_rejected) == (3, 5)
     assert "hosts 2 with 32 actors" in describe(made, 1000, 10.0)
     assert "hosts" not in describe(report(), 1000, 10.0)
+
+
+def test_skipped_updates_are_told() -> None:
+    """A run that skipped updates says so in its file and on both kinds of line; others do not."""
+    made = report()._replace(skipped_updates=3)
+    assert json.loads(made.to_json())["skipped_updates"] == 3
+    for words in (describe, describe_briefly):
+        assert "skipped 3 updates" in words(made, 1000, 10.0)
+        assert "skipped" not in words(report(), 1000, 10.0)

@@ -20,6 +20,7 @@ import zmq.asyncio
 
 from asyncagent import conversation, wire
 from asyncagent.__main__ import main
+from asyncagent.errors import Stalled
 from asyncagent.formats import RowFormat
 from asyncagent.host import ActorHost, HostFlags
 from asyncagent.keys import AllowedKeys, load_public, load_secret, make_keys
@@ -244,6 +245,30 @@ def test_hello_may_be_said_again() -> None:
             assert isinstance(again, Welcome)
             assert (again.groups, again.received) == (first.groups, 1)
             assert len(run.unrolls) == 1
+
+    play(test())
+
+
+def test_a_hello_of_before_a_loss_changes_nothing() -> None:
+    """Who is back on its newest connection stays there, whatever an older one still says."""
+    clock = Clock()
+
+    async def test() -> None:
+        async with scene("a", clock=clock) as (_, bridge, peer):
+            await peer.join()
+            old, new = peer.socket, peer.connect()
+            await peer.join()
+            clock.now_s += 10
+            bridge.look_round()
+            assert bridge.progress() == {}
+            await peer.join()
+            peer.socket = old
+            await peer.say(peer.hello())
+            await peer.say(Ping(1.0, 0.0, 0))
+            assert await peer.hear() == Unknown()  # and no Welcome before it
+            peer.socket = new
+            await peer.say(Ping(2.0, 0.0, 0))
+            assert isinstance(await peer.hear(), Pong)
 
     play(test())
 
@@ -749,6 +774,30 @@ def test_bridge_says_where_it_cannot_listen() -> None:
                 RemoteBridge(
                     run.config, SPEC, Listener(bridge.endpoint, None, None), run.learning(), 7
                 )
+
+    play(test())
+
+
+@pytest.mark.parametrize("inference", ["host", "learner"])
+def test_a_host_whose_environments_hang_has_stalled(
+    inference: wire.Inference, environments: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends, with the group's name, instead of standing by; while it waits for its learner it
+    has not stalled."""
+
+    async def test() -> None:
+        async with scene(stall_timeout_s=1.0) as (_, bridge):
+            host = ActorHost(HostFlags(connect=bridge.endpoint, num_actors=4, inference=inference))
+            working = asyncio.create_task(host.run())
+            await until(lambda: len(environments.steps()) > 1 and min(environments.steps()) > 20)
+            stuck = environments.groups[1]
+            monkeypatch.setattr(stuck, "step", lambda action: asyncio.Future())
+            with pytest.raises(BaseExceptionGroup) as caught:
+                async with asyncio.timeout(WATCHDOG_S):
+                    await working
+            (error,) = caught.value.exceptions
+            assert isinstance(error, Stalled)
+            assert re.match(r"group \d+ has not moved", str(error))
 
     play(test())
 

@@ -29,6 +29,9 @@ from asyncagent.placement import keep_freed_memory
 
 KINDS = {"ours": components.COMPONENTS, "reference": reference.COMPONENTS}
 
+END_S = 5.0
+"""Longest that the work goes on after the parent has gone."""
+
 Say: TypeAlias = Callable[[dict[str, Any]], None]
 Hear: TypeAlias = Callable[[], str | None]
 """The next word from the parent; None if there is none yet; "stop" once it has gone."""
@@ -124,6 +127,9 @@ def _listen(heard: TextIO, lines: queue.SimpleQueue[str | None]) -> None:
     for line in heard:
         lines.put(line)
     lines.put(None)
+    # Nobody hears us any more, and we may be in a call that never returns.
+    time.sleep(END_S)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from asyncagent.bench.children import environment, last_words
 from asyncagent.config import Config
+from asyncagent.envs.scratch import temporary_folder
 from asyncagent.errors import AsyncAgentError, UsageError
 from asyncagent.placement import cores
 
@@ -67,14 +68,14 @@ def run(config: Config, seconds: float, warmup_s: float, tell: Callable[[float],
       TrainingFailed: see there.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="asyncagent_bench_") as folder,
+        temporary_folder() as folder,
         tempfile.TemporaryFile() as output,
     ):
         config = dataclasses.replace(
-            config, logdir=folder, total_environment_frames=10**12, report_interval_s=1.0
+            config, logdir=str(folder), total_environment_frames=10**12, report_interval_s=1.0
         )
         # What a run has recorded, the command takes over flag by flag.
-        (Path(folder) / "config.json").write_text(config.to_json())
+        (folder / "config.json").write_text(config.to_json())
         process = subprocess.Popen(
             [*COMMAND, f"--logdir={folder}"],
             stdin=subprocess.PIPE,  # the leash: it closes with us
@@ -84,7 +85,7 @@ def run(config: Config, seconds: float, warmup_s: float, tell: Callable[[float],
             process_group=0,  # Ctrl-C is the parent's
         )
         try:
-            watch = _Watch(process, Path(folder) / "metrics.jsonl", tell)
+            watch = _Watch(process, folder / "metrics.jsonl", tell)
             first = watch.until(warmup_s)
             idle_s, started_s = idle_core_s(), time.monotonic()
             last = watch.until(warmup_s + seconds)

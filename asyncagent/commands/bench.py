@@ -16,6 +16,7 @@ from rich.table import Table
 
 from asyncagent.commands.env_flags import parse_env_flags
 from asyncagent.config import Config
+from asyncagent.signals import tidy_end
 
 DESCRIPTION = """Measure how fast this machine trains, and how fast it could.
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     from asyncagent.bench.measure import Bench, resolved
 
     config = resolved(Config(**{name: getattr(flags, name) for name in names}))
-    with Meter(config.level_name) as meter:
+    with tidy_end(), Meter(config.level_name) as meter:
         bench = Bench(config, flags.seconds, flags.warmup_s, flags.rounds, meter.tell)
         result = bench.run()
     if flags.json:

@@ -15,6 +15,7 @@ from asyncagent.commands.env_flags import parse_env_flags
 from asyncagent.config import Config
 from asyncagent.errors import AsyncAgentError, UsageError
 from asyncagent.files import replace_text
+from asyncagent.signals import tidy_end
 
 DESCRIPTION = """Find the flags with which this machine trains a level fastest.
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"out={flags.out!r}: there is no folder {str(out.absolute().parent)!r}")
     names = [field.name for field in dataclasses.fields(Config)]
     config = Config(**{name: getattr(flags, name) for name in names})
-    with Meter(config.level_name) as meter:
+    with tidy_end(), Meter(config.level_name) as meter:
 
         def tell(trial: Trial, share: float) -> None:
             meter.tell(describe(trial), share)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import glob
 import hashlib
 import os
 import signal
-import tempfile
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from asyncagent.envs.doom_rewards import (
     shaping,
 )
 from asyncagent.envs.doom_scenarios import LEVELS, Scenario, buttons_of
+from asyncagent.envs.scratch import temporary_folder
 from asyncagent.errors import UsageError
 from asyncagent.structs import ArraySpec, Discrete, EnvSpec, MultiDiscrete, Nest
 
@@ -147,6 +150,9 @@ def _configure(vizdoom: Any, game: Any, scenario: Scenario) -> None:
     game.set_render_particles(False)
 
 
+STARTING_S = 10.0
+"""A game that starts has its memory by then."""
+_SHARED = "/dev/shm/ViZDoom"
 _starting = threading.Lock()
 
 
@@ -154,11 +160,13 @@ def _start(game: Any) -> None:
     """Start the game's process, such that however it ends it leaves nothing behind.
 
     The process makes a folder where it stands, and shares memory under a name: both are removed as
-    soon as it has them.  Its settings, kept in a file from game to game, start afresh.  Signals to
-    the program (Ctrl-C) are none of its business.
+    soon as it has them; where we are killed before, by the next game to start.  Its settings, kept
+    in a file from game to game, start afresh.  Signals to the program (Ctrl-C) are none of its
+    business.
     """
     game.set_doom_config_path(os.devnull)
-    with _starting, tempfile.TemporaryDirectory(prefix="vizdoom-") as folder:
+    _remove_leftovers()
+    with _starting, temporary_folder() as folder:
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
@@ -169,7 +177,30 @@ def _start(game: Any) -> None:
             os.close(here)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for kind in ("SM", "MQCtr", "MQDoom"):
-        Path(f"/dev/shm/ViZDoom{kind}{game.get_instance_id()}").unlink(missing_ok=True)
+        Path(f"{_SHARED}{kind}{game.get_instance_id()}").unlink(missing_ok=True)
+
+
+def _remove_leftovers() -> None:
+    """Remove the names of shared memory that nobody uses: of games killed while they started."""
+    found = []
+    for path in map(Path, glob.glob(f"{_SHARED}*")):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            if status.st_uid == os.getuid() and time.time() - status.st_mtime > STARTING_S:
+                found.append(path)
+    in_use = _mapped() if found else ""
+    for path in found:
+        if str(path) not in in_use:
+            path.unlink(missing_ok=True)
+
+
+def _mapped() -> str:
+    """What maps memory of games, in all processes that we may look into."""
+    lines = []
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            lines += [line for line in maps.read_text().splitlines() if _SHARED in line]
+    return "\n".join(lines)
 
 
 class DoomEnv:

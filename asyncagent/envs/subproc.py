@@ -183,7 +183,8 @@ class WorkerGroup:
             # Not cancelled with us: the next step goes on waiting for it.
             await asyncio.wait({self._preparing})
             self._check_usable()
-            self._preparing = None
+            preparing, self._preparing = self._preparing, None
+            preparing.result()
             if not self._alive:
                 why = f"worker process did not start: {self._not_started}"
                 return self._lose_all(WorkerDied(why, None))

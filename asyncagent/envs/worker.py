@@ -13,7 +13,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from math import isfinite
 from mmap import mmap
 from typing import Any, TypeAlias
 
@@ -52,6 +51,8 @@ the worker has three seconds to close its environments, then everything in its p
 engines' own processes included, whatever call they are in."""
 
 _ARRAYS = (np.ndarray, np.generic)
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Hosted:
@@ -156,8 +157,10 @@ class Hosted:
         except UsageError as error:
             raise RuntimeError(str(error)) from error
         score = reward if score is None else score
-        if not (isfinite(reward) and isfinite(score)):
-            raise ValueError(f"reward and score must be finite, not {reward} and {score}")
+        if not (abs(reward) <= _LARGEST and abs(score) <= _LARGEST):
+            raise ValueError(
+                f"reward and score must be finite in float32, not {reward} and {score}"
+            )
         slot.reward[i] = reward
         self._return[i] += score
         self._steps[i] += 1
