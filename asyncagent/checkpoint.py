@@ -63,12 +63,13 @@ def save_checkpoint(
         with contextlib.suppress(OSError):
             old.unlink(missing_ok=True)
     frames = state["frames"]
-    path = logdir / f"checkpoint_{frames:015}{'_kept' if for_good else ''}.pt"
+    plain, kept = (logdir / f"checkpoint_{frames:015}{name}.pt" for name in ("", "_kept"))
+    path = kept if for_good or kept.exists() else plain
     write_state(path, state)
     # Files of more frames than this one are damaged, or it would have been resumed from them:
     # they must not push this one out.
     past = [old for old in checkpoint_paths(logdir) if _frames_of(old) <= frames]
-    for old in past[keep:]:
+    for old in {*past[keep:], plain} - {path}:
         if not old.stem.endswith("_kept"):
             with contextlib.suppress(OSError):
                 old.unlink(missing_ok=True)

@@ -237,11 +237,6 @@ class Counters:
         """Mean whole-game return of the last games; nan before the first."""
         return mean([episode.episode_return for episode in self._episodes])
 
-    @property
-    def num_recent(self) -> int:
-        """Games that ``episode_return_mean`` is the mean of."""
-        return len(self._episodes)
-
     def state(self) -> dict[str, Any]:
         """What reports go on from in another session: plain numbers, strings and lists."""
         return {
@@ -249,7 +244,7 @@ class Counters:
             "num_episodes": self.num_episodes,
             "num_losses": self.num_losses,
             "levels": {name: level.state() for name, level in self._levels.items()},
-            "dmlab30_scores": list(self.dmlab30_scores),
+            "dmlab30_scores": [score for score in self.dmlab30_scores if math.isfinite(score)],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -259,8 +254,9 @@ class Counters:
         self.num_losses = state["num_losses"]
         for name, level in state["levels"].items():
             self._level(name).restore(level)
-        no_cap, cap_100 = state["dmlab30_scores"]
-        self.dmlab30_scores = (no_cap, cap_100)
+        if state["dmlab30_scores"]:
+            no_cap, cap_100 = state["dmlab30_scores"]
+            self.dmlab30_scores = (no_cap, cap_100)
 
     def take_episodes(self) -> list[Episode]:
         """The games that ended since the last call; of many, the last EPISODE_WINDOW."""

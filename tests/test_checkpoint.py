@@ -71,6 +71,18 @@ def test_those_for_good_stay(tmp_path: Path) -> None:
     assert found is not None and found[0].name == name(6)
 
 
+@pytest.mark.parametrize("order", [(False, True), (True, False), (True, True)])
+def test_of_two_with_the_same_frames_the_later_stays(
+    tmp_path: Path, order: tuple[bool, bool]
+) -> None:
+    """A run that resumed and learned nothing leaves one file, for good if either was to be."""
+    for number, for_good in enumerate(order):
+        save_checkpoint(tmp_path, state(7) | {"number": number}, for_good=for_good)
+    assert names(tmp_path) == [name(7, "_kept")]
+    found = load_checkpoint(tmp_path)
+    assert found is not None and found[1]["number"] == 1
+
+
 def test_damaged_files_of_more_frames_push_no_readable_one_out(tmp_path: Path) -> None:
     """Resumed from an older one, a run's new checkpoints stay, and are what is resumed next."""
     for frames in (7, 8, 9):

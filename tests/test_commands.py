@@ -221,6 +221,7 @@ def test_test_passes_flags_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("asyncagent.evaluation.evaluate", evaluate)
     arguments = ["--video", "--greedy", "--seed=3", "--dataset_path=data", "--renderer=hardware"]
+    arguments.append("--checkpoint=best")
     assert main(["test", f"--logdir={tmp_path}", *arguments, "--level_name=a,b"]) == 0
     del asked["on_episode"]
     assert asked == {
@@ -231,6 +232,7 @@ def test_test_passes_flags_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "dataset_path": "data",
         "renderer": "hardware",
         "level_name": "a,b",
+        "checkpoint": "best",
     }
 
 

@@ -51,10 +51,11 @@ def config(logdir: Path, **flags: Any) -> Config:
 
 
 def final_state(logdir: Path) -> dict[str, Any]:
-    """What the newest checkpoint says, but for the clock and the folder."""
+    """What the newest checkpoint says, but for the clock, the folder and the saves before it."""
     found = load_checkpoint(logdir)
     assert found is not None
-    return {name: value for name, value in found[1].items() if name not in ("time_s", "config")}
+    others = ("time_s", "config", "num_saves")
+    return {name: value for name, value in found[1].items() if name not in others}
 
 
 def same(one: Any, other: Any) -> bool:
