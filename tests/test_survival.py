@@ -231,8 +231,7 @@ def test_a_test_that_is_ended_leaves_nothing(programs: Programs, number: int) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_bench_that_is_ended_leaves_nothing(programs: Programs, number: int) -> None:
-    """``asyncagent bench``, whose processes measure; only a killed one leaves its folder, to the
-    next that comes."""
+    """``asyncagent bench``, while its processes measure the components."""
     bench = programs.start("bench", *GYM, "--seconds=100")
     while len(programs.alive()) < 5:
         assert bench.poll() is None
