@@ -26,7 +26,7 @@ COMMANDS = {
     "train": "train an agent, or resume the run found in --logdir",
     "actors": "run environments for a learner elsewhere",
     "keys": "make a key pair for encrypted actor hosts",
-    "test": "play fresh episodes with a run's newest checkpoint",
+    "test": "play fresh episodes with a checkpoint of a run",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
     "replay-batch": "explain why an update was skipped, from the batch that was kept",

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from asyncagent.errors import ConfigError
+from asyncagent.files import parse_json
 from asyncagent.placement import cores, place
 
 Preset = Literal["paper", "workstation"]
@@ -39,6 +40,13 @@ DETERMINISTIC: dict[str, Any] = {
     "precision": "float32",
 }
 """What --deterministic makes of flags left out."""
+LEARNING_FLAGS = (
+    *("num_action_repeats", "unroll_length", "batch_size", "discounting", "reward_clipping"),
+    *("bootstrap_truncated", "entropy_cost", "baseline_cost", "clip_rho_threshold"),
+    *("clip_pg_rho_threshold", "vtrace_lambda", "epochs_per_batch", "learning_rate", "decay"),
+    *("momentum", "epsilon", "max_grad_norm"),
+)
+"""What decides how is learned: a resumed run keeps it, but for what ``override`` names."""
 _POSITIVE = (
     "checkpoint_interval_s",
     "summary_interval_s",
@@ -200,6 +208,12 @@ class Config:
     # Reports.
     checkpoint_interval_s: float = 600.0
     """Seconds between checkpoints (one is also written at the end and at the first Ctrl-C)."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints stay."""
+    keep_every: int = 0
+    """Every so many checkpoints, keep one for good; 0: none."""
+    override: str = ""
+    """Flags, with commas, that may differ from the resumed run's although they change learning."""
     summary_interval_s: float = 30.0
     """Seconds between TensorBoard summaries."""
     report_interval_s: float = 5.0
@@ -224,6 +238,10 @@ class Config:
             self._check(name, getattr(self, name) >= 1, ">= 1")
         for name in ("inference_threads", "learner_threads", "width", "height", "max_env_failures"):
             self._check(name, getattr(self, name) >= 1, ">= 1")
+        self._check("keep_checkpoints", self.keep_checkpoints >= 1, ">= 1")
+        self._check("keep_every", self.keep_every >= 0, ">= 0")
+        named = set(filter(None, self.override.split(",")))
+        self._check("override", named <= {*LEARNING_FLAGS}, f"some of {', '.join(LEARNING_FLAGS)}")
         self._check("env_niceness", 0 <= self.env_niceness <= 19, "in [0, 19]")
         self._check("min_inference_rows", self.min_inference_rows >= 1, ">= 1")
         self._check(
@@ -304,7 +322,7 @@ class Config:
     def from_json(cls, text: str, origin: str | Path) -> Config:
         """Read what ``to_json`` wrote; ConfigError names ``origin`` and what is wrong with it."""
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise ConfigError(f"{origin}: not JSON: {error}") from None
         if not isinstance(values, dict):
@@ -312,7 +330,7 @@ class Config:
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
-            raise ConfigError(f"{origin}: unknown flags {', '.join(unknown)}")
+            raise ConfigError(f"{origin}: unknown flags {', '.join(map(repr, unknown))}")
         for name, value in values.items():
             default = known[name].default
             wanted: tuple[type, ...] = (type(default),)
@@ -322,6 +340,8 @@ class Config:
                 raise ConfigError(
                     f"{origin}: {name}={value!r} must be of type {type(default).__name__}"
                 )
+            if isinstance(default, float) and isinstance(value, int) and abs(value) > 10**300:
+                raise ConfigError(f"{origin}: {name} is too large for a float")
         return cls(**values)
 
 

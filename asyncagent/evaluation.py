@@ -15,13 +15,13 @@ import torch
 import uvloop
 
 from asyncagent.batcher import DynamicBatcher
-from asyncagent.checkpoint import load_checkpoint
+from asyncagent.checkpoint import NEWEST, choose_checkpoint
 from asyncagent.config import Config, family_of
 from asyncagent.envs import atari, dmlab, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.dmlab30 import testing_level
 from asyncagent.envs.scratch import sweep
-from asyncagent.errors import CheckpointError, UsageError
+from asyncagent.errors import UsageError
 from asyncagent.games import Job, Played, plan, play
 from asyncagent.models import load_weights, make_net
 from asyncagent.placement import cores
@@ -116,6 +116,8 @@ class Evaluation(NamedTuple):
     """The training's games were played at random, not by its policy."""
     levels: tuple[LevelResult, ...]
     """In the order of the level list; of each as many games."""
+    checkpoint: str = ""
+    """Name of its file."""
 
     @property
     def returns(self) -> tuple[float, ...]:
@@ -157,6 +159,7 @@ def evaluate(
     logdir: str | Path,
     num_episodes: int,
     *,
+    checkpoint: str = NEWEST,
     greedy: bool = False,
     seed: int | None = None,
     device: str = "auto",
@@ -164,9 +167,10 @@ def evaluate(
     on_episode: Callable[[Episode, int], None] = lambda episode, left: None,
     **flags: Any,
 ) -> Evaluation:
-    """Play ``num_episodes`` whole games per level with the newest checkpoint in ``logdir``.
+    """Play ``num_episodes`` whole games per level with a checkpoint in ``logdir``.
 
     Args:
+      checkpoint: ``newest``, ``best`` or the name of a file.
       greedy: take the likeliest action; otherwise actions are sampled, as in training.
       seed: of environments and sampling; by default the run's seed plus SEED_OFFSET.
       video: film a game of every level (see ``video.Recorder``) into ``<logdir>/video``.
@@ -176,7 +180,7 @@ def evaluate(
     Raises:
       UsageError: num_episodes < 1, an impossible seed or flag, a level that does not fit the
         policy, or one without a picture to film.
-      CheckpointError: no readable checkpoint there.
+      CheckpointError: no such checkpoint there, or none that can be read.
       ActorLost: environments of a level failed again and again.
       Stalled: environments or inference stopped answering.
     """
@@ -188,10 +192,7 @@ def evaluate(
     if unknown:
         raise TypeError(f"a test cannot replace {', '.join(sorted(unknown))}")
     logdir = Path(logdir)
-    found = load_checkpoint(logdir)
-    if found is None:
-        raise CheckpointError(f"no checkpoint in {logdir}: give the --logdir of a training run")
-    path, state = found
+    path, state = choose_checkpoint(logdir, checkpoint)
     learned = Config.from_json(state["config"], path)
     config = dataclasses.replace(learned, **flags)
     levels = tuple(dict.fromkeys(levels_of(config.level_name)))
@@ -210,7 +211,7 @@ def evaluate(
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
     results = _results(jobs, played, spec)
-    return Evaluation(frames, seed, greedy, config.benchmark_mode, results)
+    return Evaluation(frames, seed, greedy, config.benchmark_mode, results, path.name)
 
 
 def _checked_spec(learned: Config, config: Config) -> EnvSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,9 @@ from asyncagent.config import Config
 from asyncagent.crew import Crew
 from asyncagent.cuda import Graphs, Lane, wait_for
 from asyncagent.cuda_learning import BatchStep, Ended
-from asyncagent.errors import NotFinite
 from asyncagent.losses import LossOutput, loss_of
 from asyncagent.metrics import LearnerStatistics
-from asyncagent.models import load_weights
+from asyncagent.models import forward, load_weights
 from asyncagent.optim import (
     clip_grad_norm,
     linear_learning_rate,
@@ -30,7 +29,7 @@ from asyncagent.optim import (
 )
 from asyncagent.policy import Policy
 from asyncagent.shares import LargestOutput, micro_batch_sizes, most_columns
-from asyncagent.skipped import FILE, Judged, SkippedBatch, Skips, is_skipped, not_finite
+from asyncagent.skipped import FILE, Judged, SkippedBatch, Skips, is_skipped, refuse_if_spoilt
 from asyncagent.structs import (
     ActionArray,
     ActionSpace,
@@ -188,8 +187,7 @@ class Learner:
             optimizer = copy.deepcopy(self._optimizer.state_dict())
             for group in optimizer["param_groups"]:
                 group["lr"] = self.learning_rate  # a number, also where it is a tensor here
-            self._check("weights", net)
-            self._check("optimiser's state", _flat(optimizer["state"]))
+            refuse_if_spoilt(net, optimizer, self.updates)
             wait_for(self._lane.mark())  # whoever saves the copies does not use the lane
         return {
             "net": net,
@@ -354,14 +352,6 @@ class Learner:
             net,
         )
 
-    def _check(self, what: str, tensors: Mapping[str, Tensor]) -> None:
-        spoilt = not_finite(tensors)
-        if spoilt:
-            raise NotFinite(
-                f"of the {what}, {spoilt[0]} is not finite after update {self.updates}: the newest "
-                "checkpoint is from before; resume it with a lower --learning_rate"
-            )
-
     def _reset_statistics(self) -> None:
         with self._lane.use():
             self._sums.zero_()
@@ -369,32 +359,6 @@ class Learner:
         self._lag_sum = 0
         self._lag_max = 0
         self._action_counts: Any = 0
-
-
-def forward(
-    net: nn.Module, batch: Nest, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """A learner's pass: logits float32 [T+1, B, A] and values float32 [T+1, B].
-
-    Args:
-      batch: an Unroll of tensors on ``device``.
-      dtype: of convolutions and matrix products.
-    """
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        output = net(
-            batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
-        )
-    return output[0].float(), output[1].float()  # a user's heads may answer in bfloat16 here
-
-
-def _flat(state: dict[Any, dict[str, Any]]) -> dict[str, Tensor]:
-    """Tensors of an optimiser's state, by name."""
-    return {
-        f"{name} of parameter {index}": value
-        for index, values in state.items()
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
 
 
 def _laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:

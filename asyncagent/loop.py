@@ -21,34 +21,26 @@ import uvloop
 from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.bodies import has_image
-from asyncagent.checkpoint import load_checkpoint, locked, replace_text, save_checkpoint
+from asyncagent.checkpoint import load_checkpoint, locked
 from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
 from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
-from asyncagent.errors import (
-    ActorLost,
-    CheckpointError,
-    EndOfUnrolls,
-    GraceOver,
-    NotFinite,
-    UsageError,
-)
+from asyncagent.errors import ActorLost, EndOfUnrolls, GraceOver, NotFinite, UsageError
 from asyncagent.learner import Learner
 from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
 from asyncagent.metrics import (
     NO_HOSTS,
     Counters,
     LearnerStatistics,
-    MetricsFile,
     Report,
-    TensorBoard,
 )
 from asyncagent.models import make_net
-from asyncagent.optim import linear_learning_rate
 from asyncagent.placement import keep_freed_memory, lower_priority
 from asyncagent.policy import Policy, resolve_devices, resolve_precision
+from asyncagent.records import MetricsFile, TensorBoard
 from asyncagent.remote import Learning, Listener, RemoteBridge, Weights, make_listener
+from asyncagent.saving import Saver, resume
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
 from asyncagent.structs import EnvSpec, EnvStep, Episode, Loss, Unroll
@@ -61,12 +53,6 @@ from asyncagent.weights import encode_weights, num_weights
 
 ABANDON_S = 3.0
 """Longest a failed run waits for its engines before it leaves them behind."""
-
-# What of the configuration a checkpoint's weights depend on.
-_IDENTITY = (
-    *("level_name", "seed", "net", "use_lstm", "optimizer", "atari_protocol"),
-    *("width", "height", "benchmark_mode"),
-)
 
 _log = logging.getLogger(__name__)
 
@@ -81,12 +67,15 @@ class TrainResult(NamedTuple):
     time_s: float
     """Seconds of training, all sessions of the run together."""
     last_report: Report | None
+    save_failure: str = ""
+    """Why the last checkpoint could not be written; empty if it was."""
 
 
 def train(config: Config) -> TrainResult:
     """Train until ``config.total_environment_frames``, the first SIGINT or SIGTERM.
 
-    Resumes the run found in ``config.logdir``; always leaves a checkpoint of the end there.
+    Resumes the run found in ``config.logdir``, and leaves a checkpoint of the end there, if it can
+    be written.
 
     Raises:
       UsageError: what was asked for cannot be done.
@@ -111,7 +100,7 @@ async def _train(config: Config) -> TrainResult:
     logdir.mkdir(parents=True, exist_ok=True)
     with locked(logdir), Watchdog(config.stall_timeout_s, logdir / "stall.txt") as watchdog:
         run = await _Run.build(config, logdir, watchdog)
-        replace_text(logdir / "config.json", config.to_json())
+        run.saver.begin()
         with AskedToStop(run.ask_to_stop, run.limit_the_end):
             try:
                 with run.terminal:
@@ -149,6 +138,7 @@ class _Run:
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
+        self.saver = Saver(config, logdir)
         self.dmlab30 = Dmlab30Training()
         self.last_report: Report | None = None
         self._figures: LearnerStatistics | None = None
@@ -233,7 +223,7 @@ class _Run:
         found = load_checkpoint(logdir)
         if found is not None:
             path, state = found
-            time_s = _resume(config, path, state, learner, policy)
+            time_s = resume(config, path, state, learner, policy)
             _log.info("resumed from %s", path)
         groups = [
             await builder.run(
@@ -253,9 +243,12 @@ class _Run:
                 groups, None if found is None else found[1], policy.initial_state
             )
         counters = Counters(config.num_action_repeats, learner.frames, learner.updates, time_s)
-        return cls(
+        run = cls(
             config, logdir, groups, policy, learner, counters, spec, listener, watchdog, begin
         )
+        if found is not None:
+            run._restore(found[1])
+        return run
 
     async def to_the_end(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -338,6 +331,7 @@ class _Run:
             self.counters.episode_return_mean,
             self.counters.time_s,
             self.last_report,
+            self.saver.failure,
         )
 
     def _learning(self) -> Learning:
@@ -495,19 +489,28 @@ class _Run:
         if self.lockstep is not None:  # which knows when to save
             await asyncio.Event().wait()
         while True:
-            await asyncio.sleep(self.config.checkpoint_interval_s)
+            await asyncio.sleep(self.saver.wait_s)
             await self._save()
 
     async def _save(self) -> None:
         # The learner's thread copies between two updates; the files' thread writes meanwhile.
         state = await self.learner_thread.run(self.learner.state)
-        state["config"] = self.config.to_json()
         state["policy_generator"] = self.policy.generator_state()
         state["policy_device"] = self.policy.device.type
         state["time_s"] = self.counters.time_s
+        state["counters"] = self.counters.state()
+        state["episode_return_mean"] = self.counters.episode_return_mean
+        state["dmlab30"] = self.dmlab30.state()
         if self.lockstep is not None:
             state["lockstep"] = await self.lockstep.state()
-        await self.files_thread.run(save_checkpoint, self.logdir, state)
+        await self.files_thread.run(self.saver.save, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """What reports and saves go on from; a checkpoint of format 1 knows nothing of it."""
+        if "counters" in state:
+            self.counters.restore(state["counters"])
+            self.dmlab30.restore(state["dmlab30"])
+            self.saver.num_saves = state["num_saves"]
 
 
 def _level_of_group(config: Config, index: int) -> str:
@@ -523,32 +526,3 @@ def _env_seed(config: Config, learner: Learner) -> int:
 
 def _actor_name(index: int) -> str:
     return f"actor-{index}"
-
-
-def _resume(
-    config: Config, path: Path, state: dict[str, Any], learner: Learner, policy: Policy
-) -> float:
-    """Restore a checkpoint; returns the seconds of training behind it."""
-    before = Config.from_json(state["config"], path)
-    for name in _IDENTITY:
-        old, new = getattr(before, name), getattr(config, name)
-        if old != new:
-            raise CheckpointError(
-                f"{path} is of a run with {name}={old!r}, not {new!r}: use another --logdir"
-            )
-    learner.restore(state)
-    if state["policy_device"] == policy.device.type:
-        policy.set_generator_state(state["policy_generator"])
-    else:
-        _log.warning("%s is from another kind of device: action sampling starts anew", path)
-    rate = linear_learning_rate(
-        before.learning_rate, learner.frames, before.total_environment_frames
-    )
-    if learner.learning_rate != rate:
-        _log.warning(
-            "the learning rate goes on at %.3g, not at %.3g: learning_rate or "
-            "total_environment_frames differ from those of the checkpoint",
-            learner.learning_rate,
-            rate,
-        )
-    return float(state["time_s"])

@@ -108,7 +108,9 @@ class Members:
     def connect(self, member: Member, routing: bytes) -> None:
         """From now on that is where the host is reached."""
         if routing != member.routing:
-            self.by_routing.pop(member.routing, None)
+            # One that it had before it was lost may be another host's by now.
+            if self.by_routing.get(member.routing) is member:
+                del self.by_routing[member.routing]
             member.past_routings.append(member.routing)
         member.routing = routing
         self.by_routing[routing] = member
@@ -134,6 +136,7 @@ class Members:
         member = Member(hello, user, groups)
         if before is not None:
             member.received = member.accepted = before.accepted
+            member.routing, member.past_routings = before.routing, before.past_routings
         self.present[hello.incarnation] = member
         return member
 

@@ -1,4 +1,4 @@
-"""What a run tells: counters, metrics.jsonl and TensorBoard."""
+"""What a run tells: counters, and the reports made of them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from asyncagent.structs import EnvStep, Episode, Loss
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 EPISODE_WINDOW = 100
 """Episode means are over the last so many games."""
 
 
 class LevelReport(NamedTuple):
-    """What one level of a run has given since this session started."""
+    """What one level of a run has given, in all its sessions."""
 
     queue_columns: int
     """Unroll columns that the queue took in."""
@@ -63,9 +59,9 @@ class Report(NamedTuple):
     updates_per_s: float
     learning_rate: float
     episodes: int
-    """Games ended since this session started."""
+    """Games ended, in all sessions of the run together."""
     env_losses: int
-    """Environments lost and replaced since this session started."""
+    """Environments lost and replaced, in all sessions together."""
     episode_return_mean: float
     """Whole games, undiscounted and unclipped; mean of the last 100."""
     episode_frames_mean: float
@@ -177,6 +173,13 @@ class _Level:
     def report(self) -> LevelReport:
         return LevelReport(self.columns, self._episodes, mean(list(self._returns)))
 
+    def state(self) -> list[Any]:
+        return [self.columns, self._episodes, list(self._returns)]
+
+    def restore(self, state: list[Any]) -> None:
+        self.columns, self._episodes, returns = state
+        self._returns.extend(returns)
+
 
 class Counters:
     """Counts what actors and learner do and turns it into reports. Belongs to the loop's thread."""
@@ -234,6 +237,31 @@ class Counters:
         """Mean whole-game return of the last games; nan before the first."""
         return mean([episode.episode_return for episode in self._episodes])
 
+    @property
+    def num_recent(self) -> int:
+        """Games that ``episode_return_mean`` is the mean of."""
+        return len(self._episodes)
+
+    def state(self) -> dict[str, Any]:
+        """What reports go on from in another session: plain numbers, strings and lists."""
+        return {
+            "episodes": [list(episode) for episode in self._episodes],
+            "num_episodes": self.num_episodes,
+            "num_losses": self.num_losses,
+            "levels": {name: level.state() for name, level in self._levels.items()},
+            "dmlab30_scores": list(self.dmlab30_scores),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state()`` gave; before anything is counted."""
+        self._episodes.extend(Episode(*values) for values in state["episodes"])
+        self.num_episodes = state["num_episodes"]
+        self.num_losses = state["num_losses"]
+        for name, level in state["levels"].items():
+            self._level(name).restore(level)
+        no_cap, cap_100 = state["dmlab30_scores"]
+        self.dmlab30_scores = (no_cap, cap_100)
+
     def take_episodes(self) -> list[Episode]:
         """The games that ended since the last call; of many, the last EPISODE_WINDOW."""
         episodes = list(self._new_episodes)
@@ -280,114 +308,6 @@ class Counters:
             hosts=afar.hosts,
             hosts_refused=afar.refused,
             messages_rejected=afar.rejected,
-        )
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON object per report, flushed line by line."""
-
-    def __init__(self, path: Path, resume_frames: int) -> None:
-        """Keeps the lines up to ``resume_frames``; later ones belong to work that was lost."""
-        kept = []
-        if path.exists():
-            for line in path.read_text(errors="replace").splitlines():
-                try:
-                    frames = json.loads(line)["frames"]
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line cut off by a crash
-                if frames <= resume_frames:
-                    kept.append(line + "\n")
-        beside = path.with_suffix(".tmp")
-        beside.write_text("".join(kept))
-        beside.replace(path)
-        self._file = path.open("a", buffering=1)
-
-    def write(self, report: Report) -> None:
-        """Append one report."""
-        self._file.write(report.to_json() + "\n")
-
-    def close(self) -> None:
-        """Close the file; harmless when repeated."""
-        self._file.close()
-
-
-_SECTIONS = {
-    "frames_per_s": "speed/frames_per_s",
-    "acted_frames_per_s": "speed/acted_frames_per_s",
-    "updates_per_s": "speed/updates_per_s",
-    "inference_batch_mean": "speed/inference_batch",
-    "queue_columns": "speed/queue_columns",
-    "policy_lag_mean": "learning/policy_lag_mean",
-    "policy_lag_max": "learning/policy_lag_max",
-    "policy_gradient_loss": "learning/policy_gradient_loss",
-    "baseline_loss": "learning/baseline_loss",
-    "entropy_loss": "learning/entropy_loss",
-    "entropy": "learning/entropy",
-    "grad_norm": "learning/grad_norm",
-    "skipped_updates": "learning/skipped_updates",
-    "rho_mean": "learning/rho_mean",
-    "learning_rate": "learning_rate",
-    "total_loss": "total_loss",
-    "dmlab30_no_cap": "dmlab30/training_no_cap",
-    "dmlab30_cap_100": "dmlab30/training_cap_100",
-}
-
-
-class TensorBoard:
-    """Event files in the run's folder; the ancestor's tags keep their names; x is frames."""
-
-    def __init__(self, logdir: Path, action_repeats: int, resume_frames: int) -> None:
-        """TensorBoard hides what an interrupted session logged beyond ``resume_frames``."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._action_repeats = action_repeats
-        purge = resume_frames or None
-        self._writer: SummaryWriter = SummaryWriter(str(logdir), purge_step=purge)
-
-    def write(
-        self, report: Report, episodes: list[Episode], action_counts: np.ndarray | int
-    ) -> None:
-        """Write a report, the games that ended, and how often each action was taken."""
-        for name, tag in _SECTIONS.items():
-            value = getattr(report, name)
-            if math.isfinite(value):
-                self._scalar(tag, value, report.frames)
-        for level, figures in report.levels.items():
-            self._scalar(f"{level}/queue_columns", figures.queue_columns, report.frames)
-        if report.hosts or report.hosts_refused or report.messages_rejected:
-            self._scalar("hosts/refused", report.hosts_refused, report.frames)
-            self._scalar("hosts/messages_rejected", report.messages_rejected, report.frames)
-        for name, host in report.hosts.items():
-            for field, value in host._asdict().items():
-                self._scalar(f"hosts/{name}/{field}", value, report.frames)
-        for episode in episodes:
-            level = episode.level_name
-            frames = episode.steps * self._action_repeats
-            self._scalar(f"{level}/episode_return", episode.episode_return, report.frames)
-            self._scalar(f"{level}/episode_frames", frames, report.frames)
-        if isinstance(action_counts, np.ndarray) and action_counts.sum():
-            self._histogram("action", action_counts, report.frames)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Flush and close; harmless when repeated."""
-        self._writer.close()
-
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(tag, value, step)
-
-    def _histogram(self, tag: str, counts: np.ndarray, step: int) -> None:
-        values = np.arange(len(counts))
-        self._writer.add_histogram_raw(
-            tag,
-            min=0,
-            max=len(counts) - 1,
-            num=int(counts.sum()),
-            sum=float((values * counts).sum()),
-            sum_squares=float((values**2 * counts).sum()),
-            bucket_limits=(values + 0.5).tolist(),
-            bucket_counts=counts.tolist(),
-            global_step=step,
         )
 
 

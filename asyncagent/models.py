@@ -120,6 +120,22 @@ class ActorCritic(nn.Module):
         return NetOutput(logits, values, core_state)
 
 
+def forward(
+    net: nn.Module, batch: Nest, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """A learner's pass: logits float32 [T+1, B, A] and values float32 [T+1, B].
+
+    Args:
+      batch: an Unroll of tensors on ``device``.
+      dtype: of convolutions and matrix products.
+    """
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        output = net(
+            batch.observation, batch.reward, batch.last_action, batch.first, batch.core_state
+        )
+    return output[0].float(), output[1].float()  # a user's heads may answer in bfloat16 here
+
+
 class _Kind(NamedTuple):
     image_body: Callable[[ArraySpec], Body]
     lstm_units: int

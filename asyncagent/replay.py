@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from asyncagent import distributions
 from asyncagent.config import Config
-from asyncagent.learner import forward
 from asyncagent.losses import LossOutput, loss_of
-from asyncagent.models import load_weights, make_net
+from asyncagent.models import forward, load_weights, make_net
 from asyncagent.skipped import Place, SkippedBatch, arrays_of, describe, not_finite, places
 from asyncagent.structs import ActionSpace, ArraySpec, EnvSpec, Nest, Unroll, map_nest
 

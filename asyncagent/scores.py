@@ -82,6 +82,15 @@ class Dmlab30Training:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
 
+    def state(self) -> dict[str, list[float]]:
+        """By level: the sum of its episodes' returns since the last scores, and their number."""
+        return {level: [total, self._counts[level]] for level, total in self._sums.items()}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Go on from what ``state()`` gave."""
+        self._sums = {level: total for level, (total, _) in state.items()}
+        self._counts = {level: int(count) for level, (_, count) in state.items()}
+
     def add(self, level_name: str, episode_return: float) -> Dmlab30Scores | None:
         """Account an episode; returns the scores, and starts over, once every level has one.
 

@@ -185,6 +185,21 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return [name for name, fine in zip(floats, good.tolist(), strict=True) if not fine]
 
 
+def refuse_if_spoilt(net: dict[str, Tensor], optimizer: dict[str, Any], update: int) -> None:
+    """NotFinite, one line, if a weight or an accumulator after that update is no number."""
+    tensors = {f"the weights, {name}": tensor for name, tensor in net.items()}
+    for index, values in optimizer["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"the optimiser's state, {name} of parameter {index}"] = value
+    spoilt = not_finite(tensors)
+    if spoilt:
+        raise NotFinite(
+            f"of {spoilt[0]} is not finite after update {update}: the newest checkpoint is from "
+            "before; resume it with a lower --learning_rate"
+        )
+
+
 def save_skipped(path: Path, skipped: SkippedBatch) -> None:
     """Write a skipped batch in place of what is there; OSError where that cannot be done."""
     actions = skipped.actions

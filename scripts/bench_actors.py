@@ -29,12 +29,12 @@ from rich.table import Table
 from asyncagent.bench import training
 from asyncagent.bench.measure import resolved
 from asyncagent.bench.tune import Trial
-from asyncagent.checkpoint import replace_text
 from asyncagent.commands.bench import Meter
 from asyncagent.commands.env_flags import parse_env_flags
 from asyncagent.commands.tune import describe
 from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
 from asyncagent.errors import AsyncAgentError, UsageError
+from asyncagent.files import replace_text
 from asyncagent.placement import cores
 
 NAME = "bench_actors"

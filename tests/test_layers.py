@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "asyncagent"
 
 ORDER = (
     "errors",
+    "files",
     "placement",
     "config",
     "structs",
@@ -22,6 +23,7 @@ ORDER = (
     "watchdog",
     "signals",
     "metrics",
+    "records",
     "terminal",
     "envs",
     "scores",
@@ -58,6 +60,7 @@ ORDER = (
     "members",
     "intake",
     "remote",
+    "saving",
     "loop",
     "host_policy",
     "conversation",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from asyncagent.metrics import (
     HostReport,
     HostsReport,
     LearnerStatistics,
-    MetricsFile,
     Report,
 )
 from asyncagent.structs import EnvStep, Episode, Loss
@@ -84,26 +82,6 @@ def test_what_is_not_a_number_is_null_in_json() -> None:
     assert values["policy_lag_mean"] == 7.0
 
 
-def test_file_keeps_what_was_learned_and_drops_what_was_lost(tmp_path: Path) -> None:
-    """Resumed at 2,000 frames, lines beyond it and lines cut off by a crash go."""
-    path = tmp_path / "metrics.jsonl"
-    file = MetricsFile(path, 0)
-    for frames in (1000, 2000, 3000):
-        file.write(report(frames))
-    file.close()
-    with path.open("a") as torn:
-        torn.write('{"frames": 1500, "time')
-    resumed = MetricsFile(path, 2000)
-    resumed.write(report(2500))
-    resumed.close()
-    assert [json.loads(line)["frames"] for line in path.read_text().splitlines()] == [
-        1000,
-        2000,
-        2500,
-    ]
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
-
-
 def test_line_says_what_a_person_wants_to_know() -> None:
     """Frames, rate, return, lag and the time left at the smoothed rate."""
     line = describe(report(frames=4000), total_frames=40_000, frames_per_s=10.0)
@@ -140,6 +118,30 @@ def test_lost_environments_are_counted_and_act_no_frames(
     assert made.acted_frames_per_s == pytest.approx(14 * 4 / 10)
 
 
+def test_reports_of_a_resumed_run_go_on() -> None:
+    """Means, games, losses and levels are those of all sessions; what is saved is plain."""
+    before = Counters(4, 0, 0, 0.0)
+    for value in range(150):
+        before.on_row(row(1, (Episode(f"l{value % 2}", float(value), value, 0, True),), 1))
+    before.on_unroll("l0", 5)
+    before.on_unroll("no game yet", 3)
+    before.dmlab30_scores = (12.0, 11.0)
+    state = json.loads(json.dumps(before.state()))
+    after = Counters(4, 0, 0, 0.0)
+    after.restore(state)
+    assert after.state() == before.state()
+    assert after.take_episodes() == [], "they have been told"
+    for counters in (before, after):
+        counters.on_row(row(1, (Episode("l0", 7.0, 1, 0),)))
+    expected = before.report(figures(0, 0), 1.0, 0, NO_HOSTS)
+    made = after.report(figures(0, 0), 1.0, 0, NO_HOSTS)
+    for field in ("episodes", "env_losses", "episode_return_mean", "episode_frames_mean"):
+        assert getattr(made, field) == getattr(expected, field)
+    assert made.levels == expected.levels | {"no game yet": made.levels["no game yet"]}
+    assert made.levels["no game yet"].queue_columns == 3
+    assert (made.dmlab30_no_cap, made.dmlab30_cap_100) == (12.0, 11.0)
+
+
 def test_what_hosts_did_counts_as_acted() -> None:
     """Frames, games and losses of an actor host are counted as those of our own environments."""
     counters = Counters(4, 0, 0, 0.0)
@@ -150,7 +152,7 @@ def test_what_hosts_did_counts_as_acted() -> None:
     assert made.levels["x"].episodes == 1
 
 
-def test_hosts_are_in_the_file_and_on_the_line(tmp_path: Path) -> None:
+def test_hosts_are_in_the_file_and_on_the_line() -> None:
     """metrics.jsonl has every figure of every host, the plain line how many there are."""
     host = HostReport(16, 100.0, 1.5, 2e6, 1e3, math.nan, 2)
     made = report()._replace(hosts={"far": host, "near": host})

@@ -249,6 +249,30 @@ def test_hello_may_be_said_again() -> None:
     play(test())
 
 
+def test_a_hello_of_before_a_loss_changes_nothing() -> None:
+    """Who is back on its newest connection stays there, whatever an older one still says."""
+    clock = Clock()
+
+    async def test() -> None:
+        async with scene("a", clock=clock) as (_, bridge, peer):
+            await peer.join()
+            old, new = peer.socket, peer.connect()
+            await peer.join()
+            clock.now_s += 10
+            bridge.look_round()
+            assert bridge.progress() == {}
+            await peer.join()
+            peer.socket = old
+            await peer.say(peer.hello())
+            await peer.say(Ping(1.0, 0.0, 0))
+            assert await peer.hear() == Unknown()  # and no Welcome before it
+            peer.socket = new
+            await peer.say(Ping(2.0, 0.0, 0))
+            assert isinstance(await peer.hear(), Pong)
+
+    play(test())
+
+
 def test_a_connection_is_one_hosts() -> None:
     """Who says Hello under another name leaves what it had before."""
 

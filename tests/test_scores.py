@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -116,6 +117,18 @@ def test_training_scores_come_with_the_last_level(order: list[str]) -> None:
             assert scores.add(level, DMLAB30[level].human) is None
         last = scores.add(order[-1], DMLAB30[order[-1]].human)
         assert last == pytest.approx(Dmlab30Scores(100.0, 100.0))
+
+
+@given(st.permutations(TRAIN_LEVELS), st.integers(0, 30))
+def test_training_scores_are_resumed(order: list[str], cut: int) -> None:
+    """Interrupted anywhere, the scores are those of a run that was not."""
+    whole, first, second = Dmlab30Training(), Dmlab30Training(), Dmlab30Training()
+    games = [(level, float(number)) for number, level in enumerate([order[0], *order])]
+    expected = [whole.add(*game) for game in games]
+    found = [first.add(*game) for game in games[:cut]]
+    second.restore(json.loads(json.dumps(first.state())))
+    assert found + [second.add(*game) for game in games[cut:]] == expected
+    assert expected[-1] is not None
 
 
 def test_training_scores_are_of_means() -> None:

@@ -27,7 +27,7 @@ from asyncagent.learner import Learner
 from asyncagent.models import make_net
 from asyncagent.policy import Policy
 from asyncagent.replay import build_net, compute, report_fields
-from asyncagent.skipped import FILE, SkippedBatch, load_skipped, save_skipped
+from asyncagent.skipped import FILE, SkippedBatch, is_skipped, load_skipped, save_skipped
 from asyncagent.structs import ArraySpec, Box, Discrete, EnvSpec, Nest, Unroll, map_nest
 from asyncagent.unroll import Columns, UnrollQueue, split_columns
 from tests.test_cuda import Recorder, batches
@@ -204,6 +204,25 @@ def test_what_is_steep_has_a_finite_loss(tmp_path: Path) -> None:
     assert math.isfinite(kept.total_loss) and kept.grad_norm > 1e19
 
 
+@pytest.mark.parametrize(
+    ("loss", "norm", "skipped"),
+    [
+        (1.0, 40.0, False),
+        (-3e37, 1e18, False),
+        (math.nan, 1.0, True),
+        (-math.inf, 1.0, True),
+        (math.inf, 1.0, True),
+        (1.0, math.nan, True),
+        (1.0, math.inf, True),
+        (-math.inf, math.inf, True),
+        (1.0, 2e19, True),
+    ],
+)
+def test_what_is_skipped(loss: float, norm: float, skipped: bool) -> None:
+    """A loss or a norm that is no number, and a norm whose square is none."""
+    assert bool(is_skipped(torch.tensor(loss), torch.tensor(norm))) is skipped
+
+
 @kinds
 def test_a_skipped_update_publishes_no_other_weights(tmp_path: Path, kind: str) -> None:
     """The policy goes on acting with the weights of before."""
@@ -261,6 +280,7 @@ def test_too_many_in_a_row_end_the_run(
     assert load_skipped(path).update == 1
     told = [record.getMessage() for record in caplog.records]
     assert [line.split(":")[0] for line in told] == ["update 1 was skipped", "update 3 was skipped"]
+    assert "reward is nan at row 3 of column 2 (catch, actor-0)" in told[0]
     assert f"asyncagent replay-batch {path}" in told[0]
     before = everything(learner)
     with pytest.raises(NotFinite) as caught:
@@ -291,12 +311,14 @@ def test_spoilt_weights_end_the_run_at_once(
 ) -> None:
     """No later batch can be better then; they are kept to look at, and never handed out."""
     learner = make(kind, tmp_path, a_net())
-    first, second = some_batches(2)
+    first, second, bad = some_batches(3)
+    nan_reward(bad[0].unroll)
+    learner.update(bad)
     learner.update(first)
     with torch.no_grad():
         learner.net.baseline.weight[0, 5] = torch.nan  # type: ignore[union-attr,operator]
     before = [tensor.nan_to_num(7.0) for tensor in everything(learner)]
-    with pytest.raises(NotFinite, match=r"update 2 .*of the weights, baseline\.weight is not"):
+    with pytest.raises(NotFinite, match=r"update 3 .*of the weights, baseline\.weight is not"):
         learner.update(second)
         learner.update(second)
     assert same([tensor.nan_to_num(7.0) for tensor in everything(learner)], before)

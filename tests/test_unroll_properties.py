@@ -24,6 +24,7 @@ from asyncagent.unroll import (
     gather_columns,
     split_columns,
 )
+from tests.programs import Program, programs, statements_of
 from tests.virtual_clock import run_virtual, turns
 
 SPEC = EnvSpec(ArraySpec((), "uint8"), Discrete(2), 1)
@@ -207,12 +208,8 @@ def pending(tasks: list[asyncio.Task[None]]) -> list[asyncio.Task[None]]:
     return [task for task in tasks if not task.done()]
 
 
-STATEMENTS = [name.removeprefix("do_") for name in vars(Play) if name.startswith("do_")]
-OFTEN = [name for name in STATEMENTS if name != "close"]
-PROGRAMS = st.lists(
-    st.tuples(st.sampled_from(OFTEN) | st.sampled_from([*OFTEN, *STATEMENTS]), st.integers(0, 60)),
-    max_size=60,
-)
+OFTEN = [name for name in statements_of(Play) if name != "close"]
+PROGRAMS = programs([*OFTEN, *OFTEN, *OFTEN, "put", "put", "get", "turn", "close"])
 OPTIONS = st.builds(
     Options,
     st.integers(1, 6),
@@ -226,7 +223,7 @@ def any_program(examples: int) -> None:
 
     @settings(max_examples=examples, deadline=None)
     @given(PROGRAMS, OPTIONS)
-    def check(program: list[tuple[str, int]], options: Options) -> None:
+    def check(program: Program, options: Options) -> None:
         async def main() -> None:
             play = Play(options)
             for name, number in program:
@@ -240,7 +237,7 @@ def any_program(examples: int) -> None:
 
 def test_any_program() -> None:
     """Every wait ends, each column comes out once and in order, each buffer comes back once."""
-    any_program(300)
+    any_program(250)
 
 
 @pytest.mark.slow

@@ -77,11 +77,14 @@ class Meter:
         return True
 
 
-def main(index: int, heard: TextIO, said: TextIO) -> int:
-    """Work at jobs until ``heard`` ends or one fails; returns the exit status."""
+def main(index: int, heard: TextIO, said: TextIO, alone: Callable[[], None] | None = None) -> int:
+    """Work at jobs until ``heard`` ends or one fails; returns the exit status.
+
+    ``alone()`` is called on a thread once ``heard`` has ended.
+    """
     torch.set_num_threads(1)
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(heard, lines), daemon=True).start()
+    threading.Thread(target=_listen, args=(heard, lines, alone), daemon=True).start()
 
     def say(answer: dict[str, Any]) -> None:
         said.write(json.dumps(answer) + "\n")
@@ -123,11 +126,18 @@ def work(job: Job, index: int, say: Say, hear: Hear) -> None:
         component.close()
 
 
-def _listen(heard: TextIO, lines: queue.SimpleQueue[str | None]) -> None:
+def _listen(
+    heard: TextIO, lines: queue.SimpleQueue[str | None], alone: Callable[[], None] | None
+) -> None:
     for line in heard:
         lines.put(line)
     lines.put(None)
-    # Nobody hears us any more, and we may be in a call that never returns.
+    if alone is not None:
+        alone()
+
+
+def _leave() -> None:
+    """Nobody hears us any more, and we may be in a call that never returns."""
     time.sleep(END_S)
     os._exit(1)
 
@@ -136,6 +146,6 @@ if __name__ == "__main__":
     # What an engine prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    status = main(int(sys.argv[1]), sys.stdin, answers)
+    status = main(int(sys.argv[1]), sys.stdin, answers, _leave)
     sys.stderr.flush()
     os._exit(status)  # an engine's threads may be in calls that never return

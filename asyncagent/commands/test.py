@@ -29,10 +29,12 @@ LINE_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class TestFlags:
-    """Play fresh episodes with the newest checkpoint of a run."""
+    """Play fresh episodes with a checkpoint of a run."""
 
     logdir: str
     """Folder of the training run."""
+    checkpoint: str = "newest"
+    """newest, best (by mean return in training), or the name of a file in the run's folder."""
     test_num_episodes: int = 10
     """Whole games to play, on each level."""
     greedy: bool = False
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     """Parse the flags and play; returns the exit status."""
     flags = parse(
         TestFlags, arguments, prog="asyncagent test",
-        description="Play fresh episodes with the newest checkpoint of a run.",
+        description="Play fresh episodes with a checkpoint of a run.",
     )  # fmt: skip
     return run(**dataclasses.asdict(flags))
 
@@ -68,8 +70,8 @@ def run(logdir: str, test_num_episodes: int, **flags: Any) -> int:
     Args:
       flags: the other fields of TestFlags; what is None takes its default.
     """
-    from asyncagent.checkpoint import replace_text
     from asyncagent.evaluation import evaluate
+    from asyncagent.files import replace_text
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     console = Console(highlight=False)
@@ -112,7 +114,8 @@ def show(result: Evaluation, console: Console) -> None:
     """The table, a row per level, and what else there is to say."""
     how = "greedy" if result.greedy else "sampled"
     table = Table(
-        title=f"after {result.frames:,} frames, {how} actions, seed {result.seed}",
+        title=f"after {result.frames:,} frames ({result.checkpoint}), {how} actions, "
+        f"seed {result.seed}",
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left",
     )  # fmt: skip
     table.add_column("level", overflow="fold")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from asyncagent.config import (
 )
 from asyncagent.envs import check_level
 from asyncagent.errors import ConfigError, UsageError
+from asyncagent.files import parse_json
 
 DESCRIPTION = """Train an IMPALA agent, or resume the run found in --logdir.
 
@@ -100,16 +102,23 @@ def run(config: Config) -> int:
     done = "done" if result.frames >= config.total_environment_frames else "stopped"
     print(
         f"{done}: {result.frames:,} frames, {result.updates:,} updates, mean return of the last "
-        f"games {result.episode_return_mean:.2f}, {result.time_s / 60:.1f} minutes; "
-        f"checkpoint in {config.logdir}"
+        f"games {result.episode_return_mean:.2f}, {result.time_s / 60:.1f} minutes"
+        + ("" if result.save_failure else f"; checkpoint in {config.logdir}")
     )
+    if result.save_failure:
+        print(
+            f"asyncagent train: the last checkpoint could not be written to {config.logdir} "
+            f"({result.save_failure}): what was learned since the one before it is lost",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
 def read_tuned(path: Path, base: Config) -> Config:
     """``base`` with the flags that ``asyncagent tune`` found; ConfigError if they do not fit."""
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
     except OSError as error:
         raise ConfigError(f"tuned={str(path)!r}: {error.strerror}") from None
     except ValueError:
@@ -141,8 +150,8 @@ def _recorded(logdir: Path) -> Config | None:
 def _check_writable(logdir: Path) -> None:
     try:
         logdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=logdir):
-            pass
+        with tempfile.TemporaryFile(dir=logdir, buffering=0) as file:
+            file.write(bytes(1 << 16))  # a full disk still takes empty files
     except OSError as error:
         raise UsageError(
             f"logdir={str(logdir)!r} cannot be written: {error.strerror}; give another --logdir"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from asyncagent.bench.tune import Trial, Tuner, best_of
-from asyncagent.checkpoint import replace_text
 from asyncagent.commands.bench import Meter
 from asyncagent.commands.env_flags import parse_env_flags
 from asyncagent.config import Config
 from asyncagent.errors import AsyncAgentError, UsageError
+from asyncagent.files import replace_text
 from asyncagent.signals import tidy_end
 
 DESCRIPTION = """Find the flags with which this machine trains a level fastest.

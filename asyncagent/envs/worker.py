@@ -13,7 +13,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from math import isfinite
 from mmap import mmap
 from typing import Any, TypeAlias
 
@@ -158,9 +157,9 @@ class Hosted:
         except UsageError as error:
             raise RuntimeError(str(error)) from error
         score = reward if score is None else score
-        if not (abs(reward) <= _LARGEST and isfinite(score)):
+        if not (abs(reward) <= _LARGEST and abs(score) <= _LARGEST):
             raise ValueError(
-                f"reward and score must be finite, the reward in float32, not {reward} and {score}"
+                f"reward and score must be finite in float32, not {reward} and {score}"
             )
         slot.reward[i] = reward
         self._return[i] += score
