@@ -298,7 +298,7 @@ def test_an_inference_that_hangs_is_named(
         train(config(tmp_path, total_environment_frames=10**9, stall_timeout_s=0.5))
     stuck.set()
     (error,) = leaves(caught.value)
-    assert isinstance(error, Stalled)
+    assert isinstance(error, Stalled) and str(error).startswith("inference has not moved")
     text = (tmp_path / "stall.txt").read_text()
     assert "inference: batch 19, " in text and "stuck.wait(WATCHDOG_S)" in text
     assert "  actor-0\n" in text and "  reporter\n" in text

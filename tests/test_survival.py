@@ -39,6 +39,7 @@ FLAG = Path(os.environ["TMPDIR"]) / "hang"
 class Net(ActorCritic):
     def forward(self, *args):
         if torch.is_grad_enabled() and FLAG.exists():
+            FLAG.with_name("hangs").touch()
             time.sleep(1e6)
         return super().forward(*args)
 
@@ -89,6 +90,13 @@ class Programs:
         )
         read_until(process, lambda: frames_of(self) > 0 and bool(checkpoint_paths(self.logdir)))
         return process
+
+    def hang(self, process: subprocess.Popen[str]) -> None:
+        """Let the trainer's next update hang."""
+        (self.temporary / "hang").touch()
+        while not (self.temporary / "hangs").exists():
+            assert process.poll() is None
+            os.sched_yield()
 
     def errors(self) -> str:
         """What was said on stderr."""
@@ -223,8 +231,7 @@ def test_a_test_that_is_ended_leaves_nothing(programs: Programs, number: int) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_bench_that_is_ended_leaves_nothing(programs: Programs, number: int) -> None:
-    """``asyncagent bench``, whose processes measure; only a killed one leaves its folder, to the
-    next that comes."""
+    """``asyncagent bench``, while its processes measure the components."""
     bench = programs.start("bench", *GYM, "--seconds=100")
     while len(programs.alive()) < 5:
         assert bench.poll() is None
@@ -239,7 +246,7 @@ def test_the_second_signal_leaves_at_once(programs: Programs) -> None:
     """While the end waits for an update that hangs, SIGTERM ends the program, and its workers go;
     the checkpoint of before is whole."""
     process = programs.train(*GYM, "--net=hanging:build", "--grace_s=1000")
-    (programs.temporary / "hang").touch()
+    programs.hang(process)
     process.terminate()
     assert process.stdout is not None
     assert any("a second Ctrl-C leaves at once" in line for line in process.stdout)
@@ -259,7 +266,7 @@ def test_the_second_signal_leaves_at_once(programs: Programs) -> None:
 def test_the_grace_is_over(programs: Programs) -> None:
     """An end that an update holds up has status 1, and one line that says what is saved."""
     process = programs.train(*CATCH, "--net=hanging:build", "--grace_s=1")
-    (programs.temporary / "hang").touch()
+    programs.hang(process)
     process.terminate()
     process.communicate(timeout=WATCHDOG_S)
     assert process.returncode == 1
@@ -273,7 +280,7 @@ def test_the_grace_is_over(programs: Programs) -> None:
 def test_a_stall_has_status_3(programs: Programs) -> None:
     """An update that hangs ends the program, with what there is to know about it in stall.txt."""
     process = programs.train(*CATCH, "--net=hanging:build", "--stall_timeout_s=10")
-    (programs.temporary / "hang").touch()
+    programs.hang(process)
     process.communicate(timeout=WATCHDOG_S)
     assert process.returncode == 3
     text = (programs.logdir / "stall.txt").read_text()
