@@ -107,7 +107,7 @@ def _text(skipped: SkippedBatch, fields: list[FieldReport], passes: list[Pass], 
         f"{skipped.grad_norm:g}",
         f"batch of {header['columns']} columns, {header['unroll_length']} steps each; net "
         f"{skipped.config.net} with {header['num_weights']:,} numbers, the largest "
-        f"{header['largest_weight']:.3g}, of after update {skipped.weights_update}",
+        f"{header['largest_weight']:.3g}, as update {skipped.weights_update} left them",
         "",
     ]
     for field in fields:
