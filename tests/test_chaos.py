@@ -162,7 +162,9 @@ def test_frames_are_what_was_learned_from() -> None:
     assert compare(session(160)[0], []) == ""
 
 
-@pytest.mark.parametrize("steps", [[70, 60, 79], [70, 60], [71, 60, 79], [70, 59, 1, 80], []])
+@pytest.mark.parametrize(
+    "steps", [[70, 60, 79], [70, 60, 81], [70, 60], [71, 60, 79], [70, 59, 1, 80], []]
+)
 def test_a_frame_too_many_or_too_few_is_seen(steps: list[int]) -> None:
     """Steps that the reports have and the net has not, and the other way round."""
     made, _ = session(160, (160 + 70, 13), (160 + 210, 15))
@@ -259,7 +261,8 @@ def samples(descriptors: float, mb: float) -> list[Sample]:
 )
 def test_growth_is_seen(descriptors: float, mb: float, leaks: bool) -> None:
     """Descriptors or memory that grow and grow; not what a program needs at first."""
-    grown = growth("learner", [Sample(-1.0, Held(500, 2000.0)), *samples(descriptors, mb)])
+    young = [Sample(at_s, Held(3, 20.0)) for at_s in (-40.0, -35.0, -30.0, -25.0)]
+    grown = growth("learner", [*young, *samples(descriptors, mb)])
     assert grown is not None
     assert grown.leaks == leaks
 
