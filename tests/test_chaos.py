@@ -196,6 +196,7 @@ def test_columns_tell_which_steps_happened(monkeypatch: pytest.MonkeyPatch) -> N
     columns = list(columns_of(np.array(rows).astype(np.int64)))
     assert [column[1:] for column in columns] == [(1, 4), (5, 2), (1, 1)]
     assert columns[0].number == columns[1].number != columns[2].number
+    assert list(columns_of(np.array([[0, 7, 4], [0, 8, 5]]))) == []
 
 
 def test_a_torn_record_is_read(tmp_path: Path) -> None:
