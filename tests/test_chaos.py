@@ -162,7 +162,9 @@ def test_frames_are_what_was_learned_from() -> None:
     assert compare(session(160)[0], []) == ""
 
 
-@pytest.mark.parametrize("steps", [[70, 60, 79], [70, 60], [71, 60, 79], [70, 59, 1, 80], []])
+@pytest.mark.parametrize(
+    "steps", [[70, 60, 79], [70, 60, 81], [70, 60], [71, 60, 79], [70, 59, 1, 80], []]
+)
 def test_a_frame_too_many_or_too_few_is_seen(steps: list[int]) -> None:
     """Steps that the reports have and the net has not, and the other way round."""
     made, _ = session(160, (160 + 70, 13), (160 + 210, 15))
@@ -194,6 +196,7 @@ def test_columns_tell_which_steps_happened(monkeypatch: pytest.MonkeyPatch) -> N
     columns = list(columns_of(np.array(rows).astype(np.int64)))
     assert [column[1:] for column in columns] == [(1, 4), (5, 2), (1, 1)]
     assert columns[0].number == columns[1].number != columns[2].number
+    assert list(columns_of(np.array([[0, 7, 4], [0, 8, 5]]))) == []
 
 
 def test_a_torn_record_is_read(tmp_path: Path) -> None:
@@ -259,7 +262,8 @@ def samples(descriptors: float, mb: float) -> list[Sample]:
 )
 def test_growth_is_seen(descriptors: float, mb: float, leaks: bool) -> None:
     """Descriptors or memory that grow and grow; not what a program needs at first."""
-    grown = growth("learner", [Sample(-1.0, Held(500, 2000.0)), *samples(descriptors, mb)])
+    young = [Sample(at_s, Held(3, 20.0)) for at_s in (-40.0, -35.0, -30.0, -25.0)]
+    grown = growth("learner", [*young, *samples(descriptors, mb)])
     assert grown is not None
     assert grown.leaks == leaks
 

@@ -54,7 +54,7 @@ def columns_of(rows: npt.NDArray[np.int64]) -> Iterator[Column]:
     From an episode's last row to the first of the next there is none, nor to or from a lost row.
     """
     numbers, counts = rows[:, 0] * HALF + rows[:, 1], rows[:, 2]
-    present = (numbers[1:] == numbers[:-1]) & (numbers[1:] > 0) & (np.diff(counts) == 1)
+    present = (np.diff(numbers) == 0) & (np.diff(counts) == 1)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], present, [False]))))
     for begin, end in edges.reshape(-1, 2).tolist():
         yield Column(int(numbers[begin]), int(counts[begin]) + 1, end - begin)
