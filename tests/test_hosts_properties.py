@@ -373,7 +373,7 @@ def any_program(examples: int) -> None:
 
 
 def test_any_program() -> None:
-    """Slots never overlap, no unroll is lost or counted twice, and hosts that can go on, do."""
+    """Slots never overlap, no unroll is lost or counted twice, and whoever stays goes on."""
     any_program(100)
 
 

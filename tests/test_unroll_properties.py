@@ -142,9 +142,9 @@ class Play:
         if not self.held:
             return
         parts, marks = self.held.pop(number % len(self.held))
-        first = number % (self.batch_size + 1)
-        if 0 < first < self.batch_size:
-            parts, rest = split_columns(parts, [first, self.batch_size - first])
+        first = number % len(marks)
+        if first:
+            parts, rest = split_columns(parts, [first, len(marks) - first])
             self.held.append((rest, marks[first:]))
             marks = marks[:first]
         gathered = gather_columns(parts)
@@ -192,7 +192,7 @@ class Play:
             await self.play("release", 0)
         left = sorted(mark for group in self.groups for marks in group.in_use.values()
                       for mark in marks)  # fmt: skip
-        assert left == list(self.inside) and len(left) < self.batch_size
+        assert left == sorted(self.inside) and len(left) < self.batch_size
         for group in self.groups:
             assert group.buffers.num_made == group.most_in_use
 
