@@ -17,7 +17,7 @@ import uvloop
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.checkpoint import NEWEST, choose_checkpoint
 from asyncagent.config import Config, family_of
-from asyncagent.envs import atari, dmlab, env_spec, levels_of, make_group
+from asyncagent.envs import atari, dmlab, env_spec, levels_of, make_group, usable_spec
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.dmlab30 import testing_level
 from asyncagent.envs.scratch import sweep
@@ -216,7 +216,7 @@ def evaluate(
 
 def _checked_spec(learned: Config, config: Config) -> EnvSpec:
     """Of the level to be played; UsageError unless it is that of the level learned."""
-    spec = env_spec(config)
+    spec = usable_spec(config)
     if config.level_name != learned.level_name:
         before = env_spec(learned)
         for name in ("observation", "actions", "action_repeats"):

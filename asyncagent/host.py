@@ -22,7 +22,7 @@ import uvloop
 from asyncagent import wire
 from asyncagent.config import Config
 from asyncagent.conversation import PING_S, SILENCE_S, Conversation
-from asyncagent.envs import env_spec, make_group
+from asyncagent.envs import make_group, usable_spec
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
 from asyncagent.envs.shared import spec_from_json
@@ -265,7 +265,7 @@ async def _play(given: Assignment, duty: Duty) -> None:
     builder = NamedThread("build-envs")
     groups: list[EnvGroup] = []
     try:
-        spec = await builder.run(env_spec, given.config)
+        spec = await builder.run(usable_spec, given.config)
         if spec != given.spec:
             raise UsageError(
                 f"{given.config.level_name} differs here from the learner's ({spec} and "

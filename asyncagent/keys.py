@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import os
@@ -41,6 +42,8 @@ _DOMAIN = b"*"
 _MAX_LINES_PER_MINUTE = 10
 _REMEMBERED = 100
 _NO_KEY = b""
+_OUR_OWN_TROUBLE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+"""Says nothing of the keys: what was last read of them still holds."""
 _KEY_LINE = re.compile(
     r"""^[ \t]*(public|secret)-key[ \t]*=[ \t]*["']?([^"'\s]*)["']?[ \t\r]*$""", re.M
 )
@@ -151,7 +154,7 @@ def _read_keys(path: Path, *, secret: bool) -> dict[str, bytes]:
         raise UsageError(
             f"cannot read the {kind} key {str(path)!r}: {error.strerror}; "
             "asyncagent keys makes a pair"
-        ) from None
+        ) from error
     found = _KEY_LINE.findall(data.decode("ascii", "replace"))
     keys = {which: text.encode() for which, text in found if _is_key(text)}
     if len(data) > _MAX_FILE_BYTES or len(keys) != len(found) or "public" not in keys:
@@ -242,9 +245,11 @@ class AllowedKeys:
                         with contextlib.suppress(FileNotFoundError):  # gone since the listing
                             entries[file.name] = self._entry(file.name, file.stat(), now)
         except OSError as error:
-            entries, problem = {}, f"{error.strerror}"
+            problem = f"{error.strerror}"
+            entries = self._entries if error.errno in _OUR_OWN_TROUBLE else {}
         if problem and problem != self._problem:
-            _log.warning("nobody is allowed to connect: %s: %s", self._folder, problem)
+            who = "only those allowed before are" if entries else "nobody is"
+            _log.warning("%s allowed to connect: %s: %s", who, self._folder, problem)
         self._problem = problem
         return entries
 
@@ -258,6 +263,9 @@ class AllowedKeys:
         try:
             key = load_public(self._folder / name)
         except UsageError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in _OUR_OWN_TROUBLE and last is not None:
+                return last._replace(young=True)
             problem = str(error)
         if problem and (last is None or problem != last.problem):
             _log.warning("skipped an allowed key: %s", problem)

@@ -18,7 +18,7 @@ import torch
 from asyncagent.actor import Carried
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.pool import PoolGroup
-from asyncagent.errors import UsageError
+from asyncagent.errors import CheckpointError, UsageError
 from asyncagent.structs import EnvStep, Nest
 from asyncagent.unroll import UnrollQueue
 
@@ -38,9 +38,9 @@ class Lockstep:
 
     def __init__(
         self, begin: Begin, queue: UnrollQueue, stop: asyncio.Event,
-        save: Callable[[], Awaitable[None]], save_interval_s: float,
+        save: Callable[[], Awaitable[None]], wait_s: Callable[[], float],
     ) -> None:  # fmt: skip
-        """``save()`` writes a checkpoint, every ``save_interval_s`` at the next opportunity."""
+        """``save()`` writes a checkpoint, at the first opportunity ``wait_s()`` after the last."""
         self.begin = begin.carried
         """What the actor begins with."""
         self._parked = asyncio.Event()
@@ -48,8 +48,8 @@ class Lockstep:
         self._queue = queue
         self._stop = stop
         self._save = save
-        self._interval_s = save_interval_s
-        self._due_s = asyncio.get_running_loop().time() + save_interval_s
+        self._wait_s = wait_s
+        self._due_s = asyncio.get_running_loop().time() + wait_s()
         self._carried: Carried | None = None
 
     async def between(self, carried: Carried) -> None:
@@ -62,7 +62,7 @@ class Lockstep:
         loop = asyncio.get_running_loop()
         if loop.time() >= self._due_s:
             await self._save()
-            self._due_s = loop.time() + self._interval_s
+            self._due_s = loop.time() + self._wait_s()
         self._carried = None
 
     async def park(self, learner: asyncio.Task[None], timeout_s: float) -> None:
@@ -95,7 +95,9 @@ async def begin_lockstep(
     Args:
       initial_state: core state of so many rows.
 
-    UsageError if the group cannot save itself.
+    Raises:
+      UsageError: the group cannot save itself.
+      CheckpointError: it has another number of environments than the one that was saved.
     """
     (group,) = groups
     if not isinstance(group, PoolGroup) or not group.can_save:
@@ -111,6 +113,12 @@ async def begin_lockstep(
             "the checkpoint is of a run that was complete, or not deterministic: games begin anew"
         )
         return Begin(group, None)
+    num_envs = len(state["group"]["ended"])
+    if num_envs != group.num_envs:
+        raise CheckpointError(
+            f"the checkpoint is of num_actors={num_envs}, not {group.num_envs}: a deterministic "
+            "run keeps them"
+        )
     await group.restore(state["group"])
     row = EnvStep(group.spec.observation, 0, 0, 0, 0, 0)  # type: ignore[arg-type]
     example: Nest = Carried(row, 0, initial_state(group.num_envs))  # type: ignore[arg-type]

@@ -23,10 +23,10 @@ from asyncagent.batcher import DynamicBatcher
 from asyncagent.bodies import has_image
 from asyncagent.checkpoint import load_checkpoint, locked
 from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
-from asyncagent.envs import dmlab30, env_spec, levels_of, make_group
+from asyncagent.envs import dmlab30, levels_of, make_group, usable_spec
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
-from asyncagent.errors import ActorLost, EndOfUnrolls, GraceOver, NotFinite, UsageError
+from asyncagent.errors import EndOfUnrolls, GraceOver, NotFinite, UsageError
 from asyncagent.learner import Learner
 from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
 from asyncagent.metrics import (
@@ -149,7 +149,7 @@ class _Run:
         self.lockstep = None
         if begin is not None:
             self.lockstep = Lockstep(
-                begin, self.queue, self.stop, self._save, config.checkpoint_interval_s
+                begin, self.queue, self.stop, self._save, lambda: self.saver.wait_s
             )
         self.bridge = None
         if listener is not None:
@@ -199,13 +199,7 @@ class _Run:
                 config.num_groups,
                 len(levels_of(config.level_name)),
             )
-        try:
-            spec = await builder.run(env_spec, config)
-        except ActorLost as error:
-            first, *_, last = str(error).splitlines()
-            raise UsageError(
-                f"level_name={config.level_name!r} cannot be made: {first}; its last words: {last}"
-            ) from None
+        spec = await builder.run(usable_spec, config)
         if config.net == "mlp" and has_image(spec.observation):
             _log.warning("net=mlp takes an image as so many numbers; try --net=shallow")
         net = make_net(config.net, spec, config.use_lstm, config.seed)

@@ -52,7 +52,7 @@ class Fakes:
             self.spec = EnvSpec(self.spec.observation, actions, 1)
         self.made: list[dict[str, Any]] = []
         self.groups: list[CounterGroup] = []
-        monkeypatch.setattr(evaluation, "env_spec", lambda config: self.spec)
+        monkeypatch.setattr(evaluation, "usable_spec", lambda config: self.spec)
         monkeypatch.setattr(evaluation, "make_group", self.make_group)
 
     def make_group(self, config: Config, **options: Any) -> EnvGroup:
@@ -284,7 +284,7 @@ def test_video_of_every_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         group.spec = spec
         return group
 
-    monkeypatch.setattr(evaluation, "env_spec", lambda config: spec)
+    monkeypatch.setattr(evaluation, "usable_spec", lambda config: spec)
     monkeypatch.setattr(evaluation, "make_group", make_group)
     write_checkpoint(tmp_path, resolve("memory,catch", net="shallow"), spec)
     result = evaluate(tmp_path, 5, video=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -359,6 +360,28 @@ def test_folder_gone_allows_nobody(hosts: Path, caplog: pytest.LogCaptureFixture
         assert [message.count("nobody is allowed") for message in caplog.messages] == [1] * times
         (hosts.parent / "away").rename(hosts)
         assert allowed.refresh() == ({key: "box"}, {})
+
+
+@pytest.mark.parametrize("function", ["scandir", "open"])
+def test_trouble_of_our_own_revokes_nobody(
+    hosts: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """Without descriptors left the last keys hold, until a file can be read that says otherwise."""
+    key, other = new_pair().public, new_pair().public
+    path = publish(hosts, "box", key)
+    allowed = AllowedKeys(hosts, now_ns=lambda: 0)  # every file is young, and read each time
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail)
+        assert allowed.refresh() == ({}, {})
+        assert key in allowed
+    assert ("only those allowed before" in caplog.text) == (function == "scandir")
+    path.unlink()
+    publish(hosts, "box", other)
+    assert allowed.refresh() == ({other: "box"}, {key: "box"})
 
 
 # The gate, with real sockets.

@@ -21,7 +21,7 @@ from asyncagent.commands.train import configure
 from asyncagent.config import Config, resolve
 from asyncagent.envs import make_group
 from asyncagent.envs.pool import PoolGroup
-from asyncagent.errors import ConfigError, UsageError
+from asyncagent.errors import CheckpointError, ConfigError, UsageError
 from asyncagent.learner import Learner
 from asyncagent.loop import train
 
@@ -134,6 +134,17 @@ def test_complete_run_goes_on_with_new_games(
     result = train(longer)
     assert result.frames >= 2 * FRAMES
     assert "games begin anew" in caplog.text
+
+
+def test_another_number_of_environments_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were saved are all there are."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        train(config(tmp_path))
+    with pytest.raises(CheckpointError, match="num_actors=8, not 12: a deterministic run keeps"):
+        train(config(tmp_path, num_actors=12))
 
 
 def test_restored_group_goes_on_as_the_saved_one() -> None:

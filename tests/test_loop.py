@@ -74,7 +74,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
         return Group().spec
 
     monkeypatch.setattr(loop_module, "make_group", make)
-    monkeypatch.setattr(loop_module, "env_spec", spec)
+    monkeypatch.setattr(loop_module, "usable_spec", spec)
     return made
 
 

@@ -74,7 +74,7 @@ def environments(monkeypatch: pytest.MonkeyPatch) -> Environments:
     """The hosts' environments are counters."""
     made = Environments()
     monkeypatch.setattr("asyncagent.host.make_group", made)
-    monkeypatch.setattr("asyncagent.host.env_spec", lambda config: SPEC)
+    monkeypatch.setattr("asyncagent.host.usable_spec", lambda config: SPEC)
     return made
 
 
@@ -623,7 +623,7 @@ def test_host_with_another_spec_or_net_ends_with_one_line(
             assert status == 2
             assert re.match(r"asyncagent actors: net mlp has [\d,]+ weights here and [\d,]+", line)
             other = dataclasses.replace(SPEC, observation=ArraySpec((2,), "float32"))
-            monkeypatch.setattr("asyncagent.host.env_spec", lambda config: other)
+            monkeypatch.setattr("asyncagent.host.usable_spec", lambda config: other)
             status, line = await status_of(capfd, connect)
             assert status == 2
             assert line.startswith("asyncagent actors: catch differs here from the learner's (")

@@ -15,11 +15,19 @@ from asyncagent.config import Config
 from asyncagent.envs import atari, dmlab, dmlab30, doom, gym, subproc, toy
 from asyncagent.envs.base import EnvGroup, EnvRecipe, env_seeds
 from asyncagent.envs.pool import Engine, PoolGroup
-from asyncagent.errors import UsageError
+from asyncagent.errors import ActorLost, UsageError
 from asyncagent.placement import core_of_worker
 from asyncagent.structs import EnvSpec
 
-__all__ = ["check_level", "env_spec", "family_of", "level_names", "levels_of", "make_group"]
+__all__ = [
+    "check_level",
+    "env_spec",
+    "family_of",
+    "level_names",
+    "levels_of",
+    "make_group",
+    "usable_spec",
+]
 
 
 def level_names() -> list[str]:
@@ -105,6 +113,18 @@ def env_spec(config: Config) -> EnvSpec:
                 f"{first} and {level} cannot be learnt together: {_differ(spec, other)}"
             )
     return spec
+
+
+def usable_spec(config: Config) -> EnvSpec:
+    """``env_spec``, but an environment that dies as it is made is a UsageError of one line, too."""
+    try:
+        return env_spec(config)
+    except ActorLost as error:
+        first, *_, last = [*str(error).splitlines(), ""]
+        words = f"; its last words: {last}" if last else ""
+        raise UsageError(
+            f"level_name={config.level_name!r} cannot be made: {first}{words}"
+        ) from None
 
 
 def _differ(spec: EnvSpec, other: EnvSpec) -> str:
