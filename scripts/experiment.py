@@ -71,6 +71,9 @@ FLAGS = {
         "host", "an actor's: in its own process, or the learner's (not the ancestor's)",
         ("host", "learner"),
     ),
+    "override": Flag(
+        "", "flags changed on purpose when resuming, with commas (not the ancestor's)"
+    ),
 }  # fmt: skip
 
 DISTRIBUTED = """
@@ -106,6 +109,7 @@ CONFIG_FLAGS = (
     "width",
     "height",
     "renderer",
+    "override",
 )
 """Flags that are fields of ``Config`` under the same name."""
 

@@ -67,7 +67,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 def test_defaults_are_the_forks() -> None:
-    """Every flag of the ancestor exists, with the fork's default, and two of ours."""
+    """Every flag of the ancestor exists, with the fork's default, and three of ours."""
     assert experiment.parse([]) == {
         "logdir": experiment.FLAGS["logdir"].default,
         "mode": "train",
@@ -96,6 +96,7 @@ def test_defaults_are_the_forks() -> None:
         "benchmark_mode": 0,
         "port": 8000,
         "inference": "host",
+        "override": "",
     }
     assert Path(experiment.FLAGS["logdir"].default).name == "agent"
 
@@ -305,6 +306,7 @@ def test_every_learning_flag_reaches_the_run(calls: list[tuple[Any, ...]]) -> No
         "width": 64,
         "height": 48,
         "renderer": "hardware",
+        "override": "batch_size,decay",
     }
     assert set(given) == set(experiment.CONFIG_FLAGS)
     line = ["--level_name=atari_pong", *(f"--{name}={value}" for name, value in given.items())]
