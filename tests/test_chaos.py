@@ -28,7 +28,7 @@ from endurance.accounts import (
 )
 from endurance.counted_net import columns_of, learned
 from endurance.faults import INJECT, damage
-from endurance.leaks import Sample, Watch, growth, left_behind
+from endurance.leaks import Sample, Watch, files_in, growth, left_behind
 from endurance.plan import HOLDS_S, KINDS, Fault, plan
 from endurance.processes import MARK, Held, Seen, held, look, strays, workers_of
 from endurance.report import Outcome
@@ -414,3 +414,14 @@ def test_a_soak_says_what_failed() -> None:
     """A line for each run."""
     text = soak.as_text({"atari": soaked(mb=100), "doom": soaked()})
     assert [line.split()[-1] for line in text.splitlines()] == ["memory", "pass"]
+
+
+def test_what_is_left_behind_is_told(tmp_path: Path) -> None:
+    """But not caches, nor the file with which Python tries a folder."""
+    before = files_in({"folder": tmp_path})
+    (tmp_path / "abcdef_1").write_bytes(b"blat")
+    (tmp_path / "torchinductor_me").mkdir()
+    assert left_behind(before, files_in({"folder": tmp_path})) == []
+    (tmp_path / "abcdef_2").write_bytes(b"data")
+    (tmp_path / "vizdoom-1").mkdir()
+    assert left_behind(before, files_in({"folder": tmp_path})) == ["folder: abcdef_2, vizdoom-1"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -91,9 +93,20 @@ class Watch:
 def files_in(folders: Mapping[str, Path]) -> dict[str, set[str]]:
     """Names of what is in folders, by the folders' names, but for the users' caches."""
     return {
-        name: {path.name for path in folder.iterdir() if not path.name.startswith(CACHES)}
+        name: {path.name for path in folder.iterdir() if not _is_nobodys(path)}
         for name, folder in folders.items()
     }
+
+
+def _is_nobodys(path: Path) -> bool:
+    """A cache, or the file with which Python's tempfile tries whether a folder can be written to:
+    a process killed at that moment leaves it."""
+    if path.name.startswith(CACHES):
+        return True
+    with contextlib.suppress(OSError):
+        is_trial = re.fullmatch("[a-z0-9_]{8}", path.name) and path.stat().st_size <= 4
+        return bool(is_trial) and path.is_file() and path.read_bytes() in (b"", b"blat")
+    return False
 
 
 def left_behind(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> list[str]:
