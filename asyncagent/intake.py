@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class Learning(NamedTuple):
     """On a thread of the bridge's."""
     put: Callable[[str, Unroll, Callable[[Unroll], None]], Awaitable[None]]
     """(level_name, unroll, give_back): see ``UnrollQueue.put``."""
-    act: Callable[[str, str, EnvGroup], Awaitable[None]]
+    act: Callable[[str, str, EnvGroup], Coroutine[Any, Any, None]]
     """(name, level_name, group): play it, for ever."""
     tell: Callable[[Sequence[Episode], Sequence[Loss], int], None]
     """Games ended, environments lost, frames acted on a host that infers itself."""

@@ -341,8 +341,7 @@ class RemoteBridge:
         )
         assert self._tasks is not None
         if member.hello.inference == "host":
-            taking = named(f"unrolls of {member.hello.name}", self._intake.take_in(member))
-            member.tasks = [self._tasks.create_task(taking)]
+            member.tasks = [self._tasks.create_task(self._take_in(member))]
             return
         for group in member.groups:
             remote = RemoteGroup(
@@ -354,13 +353,17 @@ class RemoteBridge:
             )
             member.remote_groups[group.slot] = remote
             name = f"{member.hello.name}/{group.slot}"
-            playing = named(name, self._play(name, group.level_name, remote))
-            member.tasks.append(self._tasks.create_task(playing))
+            member.tasks.append(self._tasks.create_task(self._play(name, group.level_name, remote)))
+
+    # What a host that leaves at once has cancelled before it begins is not even made.
+
+    async def _take_in(self, member: Member) -> None:
+        await named(f"unrolls of {member.hello.name}", self._intake.take_in(member))
 
     async def _play(self, name: str, level_name: str, group: RemoteGroup) -> None:
         # The host has gone, or the run ends.
         with contextlib.suppress(ActorLost, EndOfUnrolls):
-            await self._learning.act(name, level_name, group)
+            await named(name, self._learning.act(name, level_name, group))
 
     def _lose(self, member: Member, why: str, comes_back: bool) -> None:
         _log.warning("actor host %s %s", member.hello.name, why)
