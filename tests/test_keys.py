@@ -474,9 +474,10 @@ def test_an_authenticator_that_dies_is_missed(hosts: Path, monkeypatch: pytest.M
 
     async def attempt() -> None:
         async with learner_of(hosts) as learner:
-            learner.client(new_pair())
+            client = learner.client(new_pair())
             with pytest.raises(LookupError, match="no such table"):
                 await learner.gate.answer()
+            assert not client.closed  # and so it was alive until here
 
     monkeypatch.setattr(Gate, "callback", broken)
     asyncio.run(attempt())
