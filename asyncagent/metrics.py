@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from asyncagent.stages import Stages, Verdict
 from asyncagent.structs import EnvStep, Episode, Loss
 
 EPISODE_WINDOW = 100
@@ -98,6 +99,12 @@ class Report(NamedTuple):
     """Requests and connections of actor hosts refused since this session started."""
     messages_rejected: int
     """Messages of actor hosts ignored since then: they were not what was agreed on."""
+    loop_lag_ms: float = math.nan
+    """How late the event loop ran what was due; mean."""
+    stages: Stages = Stages()
+    """Where the time went."""
+    verdict: Verdict = Verdict()
+    """What limits the run."""
 
     def to_json(self) -> str:
         """One JSON object without line breaks; what is not a number is null."""
@@ -105,6 +112,8 @@ class Report(NamedTuple):
         for field in ("levels", "hosts"):
             parts = getattr(self, field).items()
             values[field] = {name: _finite(part._asdict()) for name, part in parts}
+        values["stages"] = _finite(self.stages._asdict())
+        values["verdict"] = self.verdict._asdict()
         return json.dumps(_finite(values))
 
 

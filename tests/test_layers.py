@@ -22,6 +22,7 @@ ORDER = (
     "diagnosis",
     "watchdog",
     "signals",
+    "stages",
     "metrics",
     "records",
     "terminal",
