@@ -62,6 +62,7 @@ ORDER = (
     "intake",
     "remote",
     "saving",
+    "building",
     "loop",
     "host_policy",
     "conversation",
