@@ -18,6 +18,7 @@ import uvloop
 
 from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
+from asyncagent.board import Counts, TensorBoard
 from asyncagent.building import Parts, build, env_seed, level_of_group
 from asyncagent.checkpoint import locked
 from asyncagent.config import Config
@@ -31,7 +32,7 @@ from asyncagent.metrics import (
     LearnerStatistics,
     Report,
 )
-from asyncagent.records import MetricsFile, TensorBoard
+from asyncagent.records import MetricsFile
 from asyncagent.remote import Learning, RemoteBridge, Weights
 from asyncagent.saving import Saver
 from asyncagent.scores import Dmlab30Training
@@ -127,12 +128,12 @@ class _Run:
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
-        self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
+        self.tensorboard = TensorBoard(logdir, config, learner.frames)
         self.saver = Saver(config, logdir)
         self.dmlab30 = Dmlab30Training()
         self.last_report: Report | None = None
         self._figures: LearnerStatistics | None = None
-        self._action_counts: Any = 0
+        self._counts = Counts()
         # How often each actor and the learner have moved.
         self._moves = dict.fromkeys(("learner", *map(_actor_name, range(len(groups)))), 0)
         self._batcher_before = self.batcher.statistics()
@@ -357,7 +358,9 @@ class _Run:
 
     async def _report(self, summary: bool) -> None:
         figures = await self.learner_thread.run(self.learner.take_statistics)
-        self._action_counts += figures.action_counts
+        batches = self.batcher.statistics()
+        recent = batches.since(self._batcher_before)
+        self._counts = self._counts.plus(figures, recent.batch_size_histogram)
         if figures.num_updates == 0 and self._figures is not None:
             # Means are still the last ones; where the learner is, is known.
             figures = self._figures._replace(
@@ -367,10 +370,9 @@ class _Run:
                 learning_rate=figures.learning_rate,
             )
         self._figures = figures
-        batches = self.batcher.statistics()
         report = self.counters.report(
             figures,
-            batches.since(self._batcher_before).mean_batch_size,
+            recent.mean_batch_size,
             len(self.queue),
             NO_HOSTS if self.bridge is None else self.bridge.report(),
         )
@@ -379,9 +381,9 @@ class _Run:
         self.terminal.show(report)
         await self.files_thread.run(self.metrics_file.write, report)
         if summary:
-            episodes, actions = self.counters.take_episodes(), self._action_counts
-            self._action_counts = 0
-            await self.files_thread.run(self.tensorboard.write, report, episodes, actions)
+            episodes, counts = self.counters.take_episodes(), self._counts
+            self._counts = Counts()
+            await self.files_thread.run(self.tensorboard.write, report, episodes, counts)
 
     async def _save_forever(self) -> None:
         if self.lockstep is not None:  # which knows when to save
