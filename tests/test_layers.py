@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "files",
     "placement",
+    "presets",
     "config",
     "structs",
     "stacks",
