@@ -42,6 +42,7 @@ setup(
         "plot": ["matplotlib>=3.9"],
         "ray": ["ray>=2.48"],
         "video": ["av>=14", "pillow>=10"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "dev": [
             "hypothesis>=6.100",
             "matplotlib>=3.9",
