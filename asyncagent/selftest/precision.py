@@ -1,0 +1,146 @@
+"""Inference and one update in bfloat16 and on a GPU, against float32 on the CPU.
+
+Both act and learn as a run does, through ``Policy`` and ``Learner``, from the same weights and the
+same rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asyncagent.config import Config
+from asyncagent.envs.atari import OBSERVATION
+from asyncagent.learner import Learner
+from asyncagent.models import make_net
+from asyncagent.policy import Policy
+from asyncagent.selftest.outcome import Absent, require
+from asyncagent.structs import Discrete, EnvSpec, Nest, Unroll, map_nest
+from asyncagent.unroll import Columns, empty_unroll
+
+SPEC = EnvSpec(OBSERVATION, Discrete(6), 4)
+CONFIG = Config(
+    level_name="atari_pong", net="shallow", use_lstm=True, unroll_length=8, batch_size=4,
+    num_actors=4, num_groups=1, learner_threads=1,
+)  # fmt: skip
+NUM_ROWS = 32
+CPU = torch.device("cpu")
+
+
+class Bounds(NamedTuple):
+    """How far results may be from those of float32 on the CPU."""
+
+    logits: float
+    """Largest difference, as a share of the largest logit."""
+    ranked: float
+    """Least share of the pairs of actions that are ranked alike, in [0, 1]."""
+    cosine: float
+    """Least cosine between the two changes of the weights."""
+    length: float
+    """Largest difference between the lengths of the two changes, as a share."""
+
+
+BFLOAT16 = Bounds(logits=0.08, ranked=0.9, cosine=0.98, length=0.1)
+"""bfloat16 has 8 bits: some 0.4% per number, through some ten layers."""
+TFLOAT32 = Bounds(logits=0.02, ranked=0.97, cosine=0.999, length=0.02)
+"""A GPU may multiply with 10 bits what is asked for in float32."""
+
+
+class Found(NamedTuple):
+    """What one device and precision made of the rows."""
+
+    logits: npt.NDArray[np.float64]
+    """[NUM_ROWS, A]."""
+    change: npt.NDArray[np.float64]
+    """[number of weights]: by one update."""
+
+
+def check_bfloat16() -> str:
+    """bfloat16 on the CPU."""
+    return _compare(compute(CPU, torch.bfloat16), compute(CPU, torch.float32), BFLOAT16)
+
+
+def check_gpu() -> str:
+    """float32 and, where the GPU computes in it, bfloat16. Absent where there is no GPU."""
+    if not torch.cuda.is_available():
+        raise Absent(f"no GPU: torch {torch.__version__} sees no CUDA device")
+    device = torch.device("cuda:0")
+    wanted = compute(CPU, torch.float32)
+    said = [f"{torch.cuda.get_device_name(device)}: float32"]
+    said.append(_compare(compute(device, torch.float32), wanted, TFLOAT32))
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        said += ["; bfloat16", _compare(compute(device, torch.bfloat16), wanted, BFLOAT16)]
+    return " ".join(said)
+
+
+def compute(device: torch.device, dtype: torch.dtype) -> Found:
+    """One inference step of NUM_ROWS rows and one update of a batch."""
+    net = make_net(CONFIG.net, SPEC, CONFIG.use_lstm, 1)
+    with torch.no_grad():
+        net.policy.weight.mul_(100)  # type: ignore[union-attr,operator]
+    rng = np.random.RandomState(3)
+    policy = Policy(net, SPEC.actions, device, dtype, seed=1)
+    answer = policy.infer(
+        rng.randint(0, 256, (NUM_ROWS, *OBSERVATION.shape)).astype(np.uint8),
+        rng.uniform(-1, 1, NUM_ROWS).astype(np.float32),
+        rng.randint(0, 6, NUM_ROWS),
+        rng.uniform(size=NUM_ROWS) < 0.2,
+        policy.initial_state(NUM_ROWS),
+    )
+    before = _weights(net)
+    learner = Learner(CONFIG, net, SPEC.actions, device, dtype)
+    try:
+        learner.update([Columns(_batch(rng, net), 0, CONFIG.batch_size)])
+        learner.take_statistics()  # waits for the device
+        return Found(answer.logits.astype(np.float64), _weights(net) - before)
+    finally:
+        learner.close()
+
+
+def _weights(net: torch.nn.Module) -> npt.NDArray[np.float64]:
+    flat = torch.cat([p.detach().reshape(-1).cpu() for p in net.parameters()])
+    weights: npt.NDArray[np.float64] = flat.double().numpy()
+    return weights
+
+
+def _batch(rng: np.random.RandomState, net: Any) -> Unroll:
+    """Random rows, with an end and the opening after it in every column."""
+    config = CONFIG
+    state: Nest = map_nest(lambda leaf: leaf.numpy(), net.initial_state(config.batch_size))
+    unroll = empty_unroll(config.unroll_length, config.batch_size, SPEC, state)
+    map_nest(lambda leaf: leaf.fill(0), unroll)
+    columns = np.arange(config.batch_size)
+    unroll.observation[:] = rng.randint(0, 256, unroll.observation.shape)
+    unroll.reward[:] = rng.uniform(-2, 2, unroll.reward.shape)
+    unroll.terminated[columns + 1, columns] = True
+    unroll.first[columns + 2, columns] = True
+    unroll.valid[:] = ~unroll.terminated[:-1]
+    unroll.action[:] = rng.randint(0, 6, unroll.action.shape)
+    unroll.last_action[1:] = np.where(unroll.first[1:], 0, unroll.action)
+    return unroll
+
+
+def _compare(found: Found, wanted: Found, bounds: Bounds) -> str:
+    size = np.abs(wanted.logits).max()
+    require(size > 0.1, f"the logits to compare with are as small as {size:.2g}")
+    error = np.abs(found.logits - wanted.logits).max() / size
+    ranked = np.mean(_order(found.logits) == _order(wanted.logits))
+    lengths = np.linalg.norm(found.change), np.linalg.norm(wanted.change)
+    cosine = found.change @ wanted.change / max(lengths[0] * lengths[1], 1e-300)
+    longer = abs(lengths[0] / lengths[1] - 1)
+    for what, value, good, bound in (
+        ("logits differ", error, error <= bounds.logits, f"at most {bounds.logits}"),
+        ("actions ranked alike", ranked, ranked >= bounds.ranked, f"at least {bounds.ranked}"),
+        ("cosine of updates", cosine, cosine >= bounds.cosine, f"at least {bounds.cosine}"),
+        ("updates' lengths differ", longer, longer <= bounds.length, f"at most {bounds.length}"),
+    ):
+        require(bool(good), f"{what}: {value:.4f}, must be {bound}")
+    return f"logits to {error:.1%}, {ranked:.0%} ranked alike, updates' cosine {cosine:.4f}"
+
+
+def _order(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """[N, A, A]: which of two actions is the likelier."""
+    return logits[:, :, None] > logits[:, None, :]
