@@ -27,6 +27,7 @@ from asyncagent.structs import (
     PolicyStep,
     Unroll,
 )
+from asyncagent.tasks import first_of
 from asyncagent.unroll import UnrollQueue, gather_columns
 
 NUM_ACTIONS = 5
@@ -135,7 +136,10 @@ def choose(
 
 def check() -> str:
     """Two groups of different size play through one batcher into one queue; every row is read."""
-    return asyncio.run(_play())
+    try:
+        return asyncio.run(_play())
+    except BaseExceptionGroup as failures:
+        raise first_of(failures) from None
 
 
 async def _play() -> str:

@@ -8,6 +8,7 @@ the same on every machine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -55,7 +56,7 @@ SUBJECTS = {
     "atari_ale": Subject("atari_breakout", "ale-py", "ale", "ale"),
     "doom": Subject("doom_basic", "vizdoom", "doom"),
     "gym": Subject("gym:CartPole-v1", "gymnasium", "gym"),
-    "dmlab": Subject("dmlab:lt_chasm", "deepmind-lab", "", is_portable=False),
+    "dmlab": Subject("rooms_collect_good_objects_train", "deepmind-lab", "", is_portable=False),
 }
 """By the name of the check."""
 
@@ -74,7 +75,7 @@ def check(name: str) -> Outcome:
     """Make the level of ``SUBJECTS[name]`` twice, play, and compare with each other and with what
     is on record for the version that is installed."""
     subject = SUBJECTS[name]
-    version = installed(subject.package)
+    version = _installed(subject)
     one, two = play(subject), play(subject)
     what = f"{subject.package} {version}"
     require(
@@ -95,15 +96,14 @@ def check(name: str) -> Outcome:
     return Outcome("passed", f"{seen}; hash {one.digest[:16]} as on record")
 
 
-def installed(package: str) -> str:
-    """The version of a distribution; Absent if it is not there."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    if importlib.util.find_spec(package.replace("-", "_")) is None:
-        raise Absent(f"{package} is not installed")
-    return "unknown"
+def _installed(subject: Subject) -> str:
+    """The version of the engine's package; Absent if it is not there."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(subject.package)
+    if importlib.util.find_spec(subject.package.replace("-", "_")) is not None:
+        return "unknown"  # a build that was put on the path
+    how = f"pip install 'asyncagent[{subject.extra}]'" if subject.extra else "on no package index"
+    raise Absent(f"{subject.package} is not installed ({how})")
 
 
 def references(path: Path = REFERENCES) -> dict[str, dict[str, str]]:
@@ -119,12 +119,11 @@ def references(path: Path = REFERENCES) -> dict[str, dict[str, str]]:
     return hashes
 
 
-def record(path: Path, name: str) -> Outcome:
-    """Play ``SUBJECTS[name]`` and write its hash to ``path``, beside what stands there."""
+def record_to(file: str, name: str) -> Outcome:
+    """Play ``SUBJECTS[name]`` and write its hash to ``file``, beside what stands there."""
+    path = Path(file)
     subject = SUBJECTS[name]
-    version = installed(subject.package)
-    if not subject.is_portable:
-        raise Absent("shows something else on every machine")
+    version = _installed(subject)
     digest = play(subject).digest
     hashes = references(path) if path.exists() else {}
     hashes.setdefault(name, {})[version] = digest

@@ -74,9 +74,7 @@ async def _exchange(folder: Path, with_keys: bool) -> str:
     bridge = RemoteBridge(config, spec, make_listener(config), learning, SEED)
     serving = asyncio.create_task(bridge.serve())
     host = ActorHost(
-        HostFlags(
-            connect=bridge.endpoint, num_actors=NUM_ENVS, num_groups=1, device="cpu", **flags
-        )
+        HostFlags(connect=bridge.endpoint, num_actors=NUM_ENVS, num_groups=1, device="cpu", **flags)
     )
     acting = asyncio.create_task(host.run())
     started_s = time.perf_counter()
@@ -161,9 +159,7 @@ def _explain(bridge: RemoteBridge, arrived: int, *tasks: asyncio.Task[None]) -> 
 
 
 async def _play_again(config: Config, policy: Policy, unrolls: list[Unroll]) -> None:
-    group = make_group(
-        config, level_name="memory", num_envs=NUM_ENVS, first_env_index=0, seed=SEED
-    )
+    group = make_group(config, level_name="memory", num_envs=NUM_ENVS, first_env_index=0, seed=SEED)
     row = await group.reset()
     last_action = np.zeros(NUM_ENVS, np.int64)
     state = policy.initial_state(NUM_ENVS)
