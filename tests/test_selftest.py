@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,17 @@ from asyncagent import actor, formats, optim, unroll, vtrace
 from asyncagent.__main__ import main
 from asyncagent.commands import selftest
 from asyncagent.config import Config
-from asyncagent.envs import base
+from asyncagent.envs import make_group
 from asyncagent.errors import UsageError
 from asyncagent.learner import Learner
 from asyncagent.policy import Policy
-from asyncagent.remote import Listener
+from asyncagent.remote import Listener, RemoteBridge, make_listener
 from asyncagent.selftest import alignment, environments, goldens, loopback, machine, precision
 from asyncagent.selftest.environments import SUBJECTS, Subject
 from asyncagent.selftest.outcome import Absent, Failed
 from asyncagent.selftest.registry import CHECKS, Check, chosen
 from asyncagent.selftest.runner import Result, run
+from asyncagent.structs import EnvStep
 from tests import fake_deepmind_lab
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,7 +145,7 @@ def test_broken_optimisers_are_found(
 
 def test_accumulator_that_starts_at_zero_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorFlow's mean square starts at one."""
-    monkeypatch.setattr(optim.torch, "ones_like", torch.zeros_like)
+    monkeypatch.setattr(torch, "ones_like", torch.zeros_like)
     with pytest.raises(Failed, match="RMSProp by hand"):
         goldens.check_rmsprop()
 
@@ -216,7 +219,7 @@ def test_unknown_version_is_a_state_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 def test_engine_that_differs_from_itself_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two environments of one seed must show the same, also where nothing is on record."""
     seeds = iter((1, 2))
-    real = environments.make_group
+    real = make_group
     monkeypatch.setattr(
         environments,
         "make_group",
@@ -242,14 +245,14 @@ def test_what_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({*digests}) == 1 + len(others)
 
 
-def base_row() -> Any:
+def base_row() -> EnvStep:
     no = np.zeros(2, np.bool_)
     shown = {"a": np.full((2, 3), 0.5, np.float32), "b": np.zeros((2, 4), np.uint8)}
-    return base.EnvStep(shown, np.ones(2, np.float32), no, no, no, no)
+    return EnvStep(shown, np.ones(2, np.float32), no, no, no, no)
 
 
-def digest_of(row: Any) -> str:
-    digest = environments.hashlib.sha256()
+def digest_of(row: EnvStep) -> str:
+    digest = hashlib.sha256()
     environments._add(digest, row)
     return digest.hexdigest()
 
@@ -365,7 +368,7 @@ def test_unrolls_changed_on_the_way_are_found(field: str, monkeypatch: pytest.Mo
 
 def test_host_that_cannot_join_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A host whose key is not taken sends nothing, and the check says how often it tried."""
-    real = loopback.make_listener
+    real = make_listener
 
     def nobody_allowed(config: Config) -> Listener:
         return real(dataclasses.replace(config, allowed_keys=str(tmp_path)))
@@ -378,7 +381,7 @@ def test_host_that_cannot_join_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_bridge_that_lets_strangers_in_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without a key must be refused."""
-    monkeypatch.setattr(loopback.RemoteBridge, "refused", 0)
+    monkeypatch.setattr(RemoteBridge, "refused", 0)
     monkeypatch.setattr(loopback, "LIMIT_S", 2.0)
     with pytest.raises(Failed, match="not refused"):
         loopback.check(True)
@@ -394,7 +397,7 @@ def test_machine() -> None:
 @pytest.mark.parametrize("bound", ["MIN_DESCRIPTORS", "MIN_DISK_GB", "MIN_SHARED_MB"])
 def test_shortage_is_found(bound: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too few descriptors, a full disk, too little shared memory."""
-    monkeypatch.setattr(machine.resource, "getrlimit", lambda which: (20_000, 20_000))
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (20_000, 20_000))
     monkeypatch.setattr(machine, bound, 1e9)
     with pytest.raises(Failed, match="should be 1"):
         machine.check_machine()

@@ -58,7 +58,7 @@ class SelftestFlags:
 def main(arguments: Sequence[str]) -> int:
     """Parse the flags, run the checks and print what came of them; returns the exit status."""
     flags = parse(SelftestFlags, arguments, prog="asyncagent selftest", description=DESCRIPTION)
-    checks = chosen(flags.only)
+    checks: Sequence[Check] = chosen(flags.only)
     if flags.record:
         checks = _recording(checks, Path(flags.record))
     with tidy_end():
@@ -123,8 +123,8 @@ def show(results: Sequence[Result], console: Console) -> None:
             words = f"{result.check.name}: {result.check.advice}"
             console.print(Text(words, style=_STYLES["failed"]))
     counts = [f"{count} {state}" for state, count in count_states(results).items() if count]
-    seconds = sum(result.seconds for result in results)
-    console.print(f"{', '.join(counts)}; {seconds:.0f} s", markup=False)
+    total_s = sum(result.seconds for result in results)
+    console.print(f"{', '.join(counts)}; {total_s:.0f} s", markup=False)
 
 
 def count_states(results: Sequence[Result]) -> dict[str, int]:

@@ -193,8 +193,8 @@ def _against_equation_1(seed: int) -> float:
     bootstrap = rng.standard_normal(shape[1])
     lambda_ = 1.0 if seed else 0.9
     inputs = (log_rhos, discounts, rewards, values, bootstrap)
-    tensors = [torch.from_numpy(array).float() for array in inputs]
-    found = vtrace.from_importance_weights(*tensors, lambda_=lambda_)
+    rhos, gammas, points, v, last = (torch.from_numpy(array).float() for array in inputs)
+    found = vtrace.from_importance_weights(rhos, gammas, points, v, last, lambda_=lambda_)
     vs, advantages = _equation_1(*inputs, lambda_)
     errors = [
         _compare("equation 1: vs", found.vs, vs),

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,10 +99,10 @@ async def _exchange(folder: Path, with_keys: bool) -> str:
     return f"{NUM_UNROLLS} unrolls over {bridge.endpoint}, {how}, in {took_s:.1f} s; all intact"
 
 
-def _flags(folder: Path, with_keys: bool) -> tuple[Config, dict[str, str]]:
+def _flags(folder: Path, with_keys: bool) -> tuple[Config, dict[str, Any]]:
     """The learner's, and the host's."""
-    keys: dict[str, str] = {}
-    hosts: dict[str, str] = {}
+    keys: dict[str, Any] = {}
+    hosts: dict[str, Any] = {}
     if with_keys:
         learner_key, learner_secret = make_keys(folder / "learner", "learner")
         _, host_secret = make_keys(folder / "hosts", "host")
@@ -119,7 +120,7 @@ def _flags(folder: Path, with_keys: bool) -> tuple[Config, dict[str, str]]:
         precision="float32",
         compression="zstd",
         logdir=str(folder),
-        **keys,  # type: ignore[arg-type]
+        **keys,
     )
     return config, hosts
 

@@ -126,11 +126,11 @@ def _batch(rng: np.random.RandomState, net: Any) -> Unroll:
 def _compare(found: Found, wanted: Found, bounds: Bounds) -> str:
     size = np.abs(wanted.logits).max()
     require(size > 0.1, f"the logits to compare with are as small as {size:.2g}")
-    error = np.abs(found.logits - wanted.logits).max() / size
-    ranked = np.mean(_order(found.logits) == _order(wanted.logits))
-    lengths = np.linalg.norm(found.change), np.linalg.norm(wanted.change)
-    cosine = found.change @ wanted.change / max(lengths[0] * lengths[1], 1e-300)
-    longer = abs(lengths[0] / lengths[1] - 1)
+    error = float(np.abs(found.logits - wanted.logits).max() / size)
+    ranked = float(np.mean(_order(found.logits) == _order(wanted.logits)))
+    length, wanted_length = (float(np.linalg.norm(one.change)) for one in (found, wanted))
+    cosine = float(found.change @ wanted.change) / max(length * wanted_length, 1e-300)
+    longer = abs(length / wanted_length - 1)
     for what, value, good, bound in (
         ("logits differ", error, error <= bounds.logits, f"at most {bounds.logits}"),
         ("actions ranked alike", ranked, ranked >= bounds.ranked, f"at least {bounds.ranked}"),
