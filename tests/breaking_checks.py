@@ -10,9 +10,6 @@ import sys
 import time
 from typing import Any
 
-import gymnasium
-import numpy as np
-
 from asyncagent.selftest.outcome import Absent, Failed
 
 
@@ -66,20 +63,22 @@ def hangs(pids: str) -> str:
     return "not reached"
 
 
-class Dying(gymnasium.Env[Any, Any]):
-    """Ends its process at the third step."""
+def dying() -> Any:
+    """An environment that ends its process at the third step."""
+    import gymnasium  # not where a check that hangs is timed
 
-    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
-    action_space = gymnasium.spaces.Discrete(2)
+    class Dying(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+        action_space = gymnasium.spaces.Discrete(2)
 
-    def __init__(self) -> None:
-        self._steps = 0
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            self.steps = 0
+            return self.observation_space.sample(), {}
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        return np.zeros(1, np.float32), {}
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            if self.steps == 3:
+                os._exit(3)
+            return self.observation_space.sample(), 0.0, False, False, {}
 
-    def step(self, action: Any) -> Any:
-        self._steps += 1
-        if self._steps == 3:
-            os._exit(3)
-        return np.zeros(1, np.float32), 0.0, False, False, {}
+    return Dying()

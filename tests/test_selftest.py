@@ -267,7 +267,7 @@ def test_missing_engine_is_no_failure(package: str, monkeypatch: pytest.MonkeyPa
 
 def test_environment_that_dies_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that is lost, and replaced, in mid-game has failed."""
-    monkeypatch.setitem(SUBJECTS, "gym", Subject("tests.breaking_checks:Dying", "numpy", ""))
+    monkeypatch.setitem(SUBJECTS, "gym", Subject("tests.breaking_checks:dying", "numpy", ""))
     with pytest.raises(Failed, match="lost"):
         environments.check("gym")
 

@@ -1,8 +1,9 @@
 """What every installed engine shows for a fixed seed and fixed actions, as a hash.
 
 A game that is not what it was elsewhere gives scores that do not compare.  ``references.json``
-holds, by level and version of the engine's package, the hash that was seen where the engine shows
-the same on every machine.
+holds, by check and by version of the engine's package and kind of processor, the hash that was
+seen where the engine shows the same on every such machine: as these do, also where OpenCV and the C
+library are kept from using AVX and the like.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import platform
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -70,6 +72,9 @@ class Play(NamedTuple):
     ends: int
     points: float
 
+    def __str__(self) -> str:
+        return f"{self.rows} rows, {self.ends} ends, rewards {self.points:g}"
+
 
 def check(name: str) -> Outcome:
     """Make the level of ``SUBJECTS[name]`` twice, play, and compare with each other and with what
@@ -83,7 +88,7 @@ def check(name: str) -> Outcome:
         f"{what}: two environments with the same seed differ ({one.digest[:16]} and "
         f"{two.digest[:16]})",
     )
-    seen = f"{what}: {one.rows} rows, {one.ends} ends, {one.points:g} points"
+    seen = f"{what}: {one}"
     if not subject.is_portable:
         return Outcome("passed", f"{seen}; a second environment showed the same")
     wanted = references().get(name, {}).get(version)
@@ -97,11 +102,12 @@ def check(name: str) -> Outcome:
 
 
 def _installed(subject: Subject) -> str:
-    """The version of the engine's package; Absent if it is not there."""
+    """Version of the engine's package, and kind of processor; Absent if it is not there."""
+    processor = platform.machine()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(subject.package)
+        return f"{importlib.metadata.version(subject.package)} {processor}"
     if importlib.util.find_spec(subject.package.replace("-", "_")) is not None:
-        return "unknown"  # a build that was put on the path
+        return f"unknown {processor}"  # a build that was put on the path
     how = f"pip install 'asyncagent[{subject.extra}]'" if subject.extra else "on no package index"
     raise Absent(f"{subject.package} is not installed ({how})")
 
