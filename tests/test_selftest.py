@@ -293,11 +293,11 @@ def exact() -> precision.Found:
 def test_bfloat16_is_near_enough(exact: precision.Found) -> None:
     """bfloat16 is within its bounds, beyond those of TFloat32, and float32 within all."""
     rough = precision.compute(precision.CPU, torch.bfloat16)
-    precision._compare(rough, exact, precision.BFLOAT16)
+    precision.compare("it", rough, exact, precision.BFLOAT16)
     with pytest.raises(Failed):
-        precision._compare(rough, exact, precision.TFLOAT32)
+        precision.compare("it", rough, exact, precision.TFLOAT32)
     again = precision.compute(precision.CPU, torch.float32)
-    precision._compare(again, exact, precision.TFLOAT32)
+    precision.compare("it", again, exact, precision.TFLOAT32)
 
 
 @pytest.mark.parametrize("part", ["acting", "learning"])
@@ -320,8 +320,8 @@ def test_coarse_arithmetic_is_found(
     else:
         monkeypatch.setattr(Learner, "_differentiate", turned)
     with pytest.raises(Failed, match="logits" if part == "acting" else "updates"):
-        precision._compare(
-            precision.compute(precision.CPU, torch.float32), exact, precision.BFLOAT16
+        precision.compare(
+            "it", precision.compute(precision.CPU, torch.float32), exact, precision.BFLOAT16
         )
 
 

@@ -1,4 +1,4 @@
-"""Inference and one update in bfloat16 and on a GPU, against float32 on the CPU.
+"""Inference and updates in bfloat16 and on a GPU, against float32 on the CPU.
 
 Both act and learn as a run does, through ``Policy`` and ``Learner``, from the same weights and the
 same rows.
@@ -6,7 +6,7 @@ same rows.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ CONFIG = Config(
     num_actors=4, num_groups=1, learner_threads=1,
 )  # fmt: skip
 NUM_ROWS = 32
+NUM_STEPS = 4
+"""Of either: on a GPU the first two are made, the next is recorded, and all others replayed."""
 CPU = torch.device("cpu")
 
 
@@ -38,9 +40,9 @@ class Bounds(NamedTuple):
     ranked: float
     """Least share of the pairs of actions that are ranked alike, in [0, 1]."""
     cosine: float
-    """Least cosine between the two changes of the weights."""
+    """Least cosine between the changes of the weights."""
     length: float
-    """Largest difference between the lengths of the two changes, as a share."""
+    """Largest difference between the lengths of the changes, as a share."""
 
 
 BFLOAT16 = Bounds(logits=0.08, ranked=0.9, cosine=0.98, length=0.1)
@@ -55,12 +57,13 @@ class Found(NamedTuple):
     logits: npt.NDArray[np.float64]
     """[NUM_ROWS, A]."""
     change: npt.NDArray[np.float64]
-    """[number of weights]: by one update."""
+    """[number of weights]: by all updates."""
 
 
 def check_bfloat16() -> str:
     """bfloat16 on the CPU."""
-    return _compare(compute(CPU, torch.bfloat16), compute(CPU, torch.float32), BFLOAT16)
+    exact = compute(CPU, torch.float32)
+    return compare("bfloat16", compute(CPU, torch.bfloat16), exact, BFLOAT16)
 
 
 def check_gpu() -> str:
@@ -68,34 +71,37 @@ def check_gpu() -> str:
     if not torch.cuda.is_available():
         raise Absent(f"no GPU: torch {torch.__version__} sees no CUDA device")
     device = torch.device("cuda:0")
-    wanted = compute(CPU, torch.float32)
-    said = [f"{torch.cuda.get_device_name(device)}: float32"]
-    said.append(_compare(compute(device, torch.float32), wanted, TFLOAT32))
+    exact = compute(CPU, torch.float32)
+    said = [compare("float32", compute(device, torch.float32), exact, TFLOAT32)]
     if torch.cuda.is_bf16_supported(including_emulation=False):
-        said += ["; bfloat16", _compare(compute(device, torch.bfloat16), wanted, BFLOAT16)]
-    return " ".join(said)
+        said.append(compare("bfloat16", compute(device, torch.bfloat16), exact, BFLOAT16))
+    return f"{torch.cuda.get_device_name(device)}: {'; '.join(said)}"
 
 
 def compute(device: torch.device, dtype: torch.dtype) -> Found:
-    """One inference step of NUM_ROWS rows and one update of a batch."""
+    """NUM_STEPS inference steps of the same NUM_ROWS rows, and as many updates of one batch."""
     net = make_net(CONFIG.net, SPEC, CONFIG.use_lstm, 1)
     with torch.no_grad():
         net.policy.weight.mul_(100)  # type: ignore[union-attr,operator]
     rng = np.random.RandomState(3)
     policy = Policy(net, SPEC.actions, device, dtype, seed=1)
-    answer = policy.infer(
+    rows = (
         rng.randint(0, 256, (NUM_ROWS, *OBSERVATION.shape)).astype(np.uint8),
         rng.uniform(-1, 1, NUM_ROWS).astype(np.float32),
         rng.randint(0, 6, NUM_ROWS),
         rng.uniform(size=NUM_ROWS) < 0.2,
         policy.initial_state(NUM_ROWS),
     )
+    for _ in range(NUM_STEPS):
+        logits = policy.infer(*rows).logits
     before = _weights(net)
     learner = Learner(CONFIG, net, SPEC.actions, device, dtype)
+    batch = [Columns(_batch(rng, policy.initial_state(CONFIG.batch_size)), 0, CONFIG.batch_size)]
     try:
-        learner.update([Columns(_batch(rng, net), 0, CONFIG.batch_size)])
+        for _ in range(NUM_STEPS):
+            learner.update(batch)
         learner.take_statistics()  # waits for the device
-        return Found(answer.logits.astype(np.float64), _weights(net) - before)
+        return Found(logits.astype(np.float64), _weights(net) - before)
     finally:
         learner.close()
 
@@ -106,13 +112,11 @@ def _weights(net: torch.nn.Module) -> npt.NDArray[np.float64]:
     return weights
 
 
-def _batch(rng: np.random.RandomState, net: Any) -> Unroll:
+def _batch(rng: np.random.RandomState, state: Nest) -> Unroll:
     """Random rows, with an end and the opening after it in every column."""
-    config = CONFIG
-    state: Nest = map_nest(lambda leaf: leaf.numpy(), net.initial_state(config.batch_size))
-    unroll = empty_unroll(config.unroll_length, config.batch_size, SPEC, state)
+    unroll = empty_unroll(CONFIG.unroll_length, CONFIG.batch_size, SPEC, state)
     map_nest(lambda leaf: leaf.fill(0), unroll)
-    columns = np.arange(config.batch_size)
+    columns = np.arange(CONFIG.batch_size)
     unroll.observation[:] = rng.randint(0, 256, unroll.observation.shape)
     unroll.reward[:] = rng.uniform(-2, 2, unroll.reward.shape)
     unroll.terminated[columns + 1, columns] = True
@@ -123,9 +127,10 @@ def _batch(rng: np.random.RandomState, net: Any) -> Unroll:
     return unroll
 
 
-def _compare(found: Found, wanted: Found, bounds: Bounds) -> str:
+def compare(name: str, found: Found, wanted: Found, bounds: Bounds) -> str:
+    """What there is to say; Failed, with the figure, where a bound is broken."""
     size = np.abs(wanted.logits).max()
-    require(size > 0.1, f"the logits to compare with are as small as {size:.2g}")
+    require(size > 0.1, f"{name}: the logits to compare with are as small as {size:.2g}")
     error = float(np.abs(found.logits - wanted.logits).max() / size)
     ranked = float(np.mean(_order(found.logits) == _order(wanted.logits)))
     length, wanted_length = (float(np.linalg.norm(one.change)) for one in (found, wanted))
@@ -137,8 +142,8 @@ def _compare(found: Found, wanted: Found, bounds: Bounds) -> str:
         ("cosine of updates", cosine, cosine >= bounds.cosine, f"at least {bounds.cosine}"),
         ("updates' lengths differ", longer, longer <= bounds.length, f"at most {bounds.length}"),
     ):
-        require(bool(good), f"{what}: {value:.4f}, must be {bound}")
-    return f"logits to {error:.1%}, {ranked:.0%} ranked alike, updates' cosine {cosine:.4f}"
+        require(bool(good), f"{name}: {what}: {value:.4f}, must be {bound}")
+    return f"{name} logits to {error:.1%}, {ranked:.0%} ranked alike, updates' cosine {cosine:.4f}"
 
 
 def _order(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
