@@ -93,7 +93,7 @@ class _Child:
         with self._limit(check.limit_s) as limit, contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(job) + "\n")
             self._process.stdin.flush()
-            if line := self._hear():
+            if (line := self._hear()).endswith("\n"):
                 return Outcome(**json.loads(line))
         status = self._process.wait()
         words = self._last_words(before)
@@ -101,7 +101,7 @@ class _Child:
         if limit.is_set():
             how = f"hung: it was ended after {check.limit_s:g} s"
         elif status < 0:
-            how = f"crashed: its process was killed by {signal.Signals(-status).name}"
+            how = f"crashed: its process was killed, {signal.strsignal(-status)}"
         else:
             how = f"crashed: its process exited with status {status}"
         return Outcome("failed", f"{how}; last words: {words}" if words else how)
