@@ -291,11 +291,11 @@ def exact() -> precision.Found:
 
 
 def test_bfloat16_is_near_enough(exact: precision.Found) -> None:
-    """bfloat16 is within its bounds, beyond those of TFloat32, and float32 within all."""
+    """bfloat16 differs, but is within its bounds; float32 is within narrower ones."""
     rough = precision.compute(precision.CPU, torch.bfloat16)
     precision.compare("it", rough, exact, precision.BFLOAT16)
-    with pytest.raises(Failed):
-        precision.compare("it", rough, exact, precision.TFLOAT32)
+    assert not np.array_equal(rough.logits, exact.logits)
+    assert not np.array_equal(rough.change, exact.change)
     again = precision.compute(precision.CPU, torch.float32)
     precision.compare("it", again, exact, precision.TFLOAT32)
 
@@ -382,7 +382,7 @@ def test_host_that_cannot_join_is_found(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_bridge_that_lets_strangers_in_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client without a key must be refused."""
     monkeypatch.setattr(RemoteBridge, "refused", 0)
-    monkeypatch.setattr(loopback, "LIMIT_S", 2.0)
+    monkeypatch.setattr(loopback, "REFUSAL_S", 0.5)
     with pytest.raises(Failed, match="not refused"):
         loopback.check(True)
 

@@ -37,6 +37,8 @@ NUM_UNROLLS = 6
 NUM_ENVS = 3
 SEED = 11
 LIMIT_S = 20.0
+REFUSAL_S = 10.0
+"""Longest until a stranger is refused."""
 VERSION = 3
 """Of the weights that the host must have acted with."""
 
@@ -139,7 +141,7 @@ async def _keep_a_stranger_out(bridge: RemoteBridge) -> None:
     context = zmq.asyncio.Context()
     try:
         context.socket(zmq.DEALER).connect(bridge.endpoint)
-        async with asyncio.timeout(LIMIT_S):
+        async with asyncio.timeout(REFUSAL_S):
             while bridge.refused == refused:
                 await asyncio.sleep(0.01)
     except TimeoutError:

@@ -20,7 +20,7 @@ from asyncagent.selftest.outcome import Outcome, State
 from asyncagent.selftest.registry import Check
 
 COMMAND = (sys.executable, "-P", "-m", "asyncagent.selftest.child")
-START_S = 60.0
+START_S = 120.0
 """Longest that the process may take to start."""
 
 
