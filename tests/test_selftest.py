@@ -216,6 +216,14 @@ def test_unknown_version_is_a_state_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     assert state == "no reference" and digest in detail
 
 
+def test_new_version_may_show_what_an_old_one_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is on record for the version, but what it shows is on record for another."""
+    digest = environments.play(SUBJECTS["memory"]).digest
+    monkeypatch.setattr(environments, "references", lambda: {"memory": {"0.1 z80": digest}})
+    state, detail = environments.check("memory")
+    assert state == "passed" and detail.endswith("as that of 0.1 z80")
+
+
 def test_engine_that_differs_from_itself_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two environments of one seed must show the same, also where nothing is on record."""
     seeds = iter((1, 2))
