@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib
+import importlib.util
 import json
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_every_check_is_there() -> None:
     assert not {check.name for check in CHECKS} & {check.group for check in CHECKS}
     for check in CHECKS:
         module, _, name = check.function.partition(":")
-        assert getattr(importlib.import_module(module), name).__doc__, check.name
+        assert getattr(sys.modules[module], name).__doc__, check.name
 
 
 # Mathematics.
@@ -283,7 +284,7 @@ def test_environment_that_dies_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 def test_dmlab_is_compared_with_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepMind Lab is made twice, in worker processes; nothing is on record for it."""
     monkeypatch.syspath_prepend(str(ROOT / "tests" / "stand_ins"))
-    monkeypatch.setitem(importlib.import_module("sys").modules, "deepmind_lab", fake_deepmind_lab)
+    monkeypatch.setitem(sys.modules, "deepmind_lab", fake_deepmind_lab)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     outcome = environments.check("dmlab")
     assert outcome.state == "passed" and "a second environment showed the same" in outcome.detail

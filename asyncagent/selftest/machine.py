@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import platform
 import resource
@@ -21,7 +20,6 @@ from asyncagent.placement import cores
 from asyncagent.selftest.outcome import Failed, require
 from asyncagent.structs import ArraySpec, Discrete, EnvSpec, FloatArray
 
-PACKAGES = ("torch", "numpy", "zmq", "optree", "msgspec", "uvloop")
 MIN_DESCRIPTORS = 1024
 MIN_DISK_GB = 1.0
 MIN_SHARED_MB = 64.0
@@ -31,11 +29,15 @@ NUM_STEPS = 200
 
 def check_packages() -> str:
     """What everything needs can be imported."""
-    said = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        module = importlib.import_module(name)
-        said.append(f"{name} {getattr(module, '__version__', '?')}")
-    return ", ".join([*said, f"{cores()} cores"])
+    import msgspec
+    import optree
+    import torch
+    import uvloop
+    import zmq
+
+    modules = (torch, np, zmq, optree, msgspec, uvloop)
+    said = [f"{module.__name__} {module.__version__}" for module in modules]
+    return f"Python {platform.python_version()}, {', '.join(said)}, {cores()} cores"
 
 
 def check_machine() -> str:
