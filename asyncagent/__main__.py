@@ -32,6 +32,7 @@ COMMANDS = {
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
     "replay-batch": "explain why an update was skipped, from the batch that was kept",
+    "selftest": "check that everything computes here what it should",
     "check-env": "make an environment, step it, and say what is wrong with it",
     "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }
