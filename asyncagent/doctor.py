@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from asyncagent.config import Config, in_workers
@@ -32,12 +32,20 @@ class Try(NamedTuple):
     why: str
 
 
+class Figure(NamedTuple):
+    """A share that is known."""
+
+    stage: str
+    doing: str
+    share: float
+    """Of the time, or of the machine's cores; 0 to 1."""
+
+
 class Account(NamedTuple):
     """A verdict with its reasons."""
 
     verdict: Verdict
-    evidence: tuple[str, ...]
-    """Figures, one per line."""
+    evidence: tuple[Figure, ...]
     tries: tuple[Try, ...]
     """What to try, the most promising first."""
     no_help: str
@@ -101,8 +109,7 @@ def diagnose(stages: Stages, config: Config, loop_lag_ms: float = math.nan) -> A
     if _or_0(stages.cores_taken) >= 0.2:
         others = f"other programs take {_percent(stages.cores_taken)} of the cores"
         tries.insert(0, Try("leave the machine to this run", others))
-    evidence = _evidence(stages, loop_lag_ms)
-    return Account(Verdict(limit, sentence), evidence, tuple(tries), no_help)
+    return Account(Verdict(limit, sentence), figures(stages), tuple(tries), no_help)
 
 
 class Doctor:
@@ -160,12 +167,10 @@ def _on_environments(stages: Stages, config: Config, full: bool) -> _Advice:
             Try(f"asyncagent tune --level_name={config.level_name}", "measures the fastest flags")
         )
         return sentence, tries, f"{no_help}, more environments"
-    waiting = f"cores are {_percent(_free(stages))} free"
     where = "environments" if math.isfinite(stages.env_steps) else "the hosts' environments"
     sentence = (
         f"{where} limit: they step {_percent(busy(stages)['environments'])} of the time"
-        f"{', ' + waiting if math.isfinite(stages.cores_busy) else ''}; more environments at once "
-        "help, a faster GPU does not"
+        f"{_about_cores(stages)}; more environments at once help, a faster GPU does not"
     )
     if config.num_actors:
         twice = f"--num_actors={2 * config.num_actors} --num_groups={2 * config.num_groups}"
@@ -316,35 +321,28 @@ def _faster_net(config: Config) -> list[Try]:
 # Figures.
 
 
-def _evidence(stages: Stages, loop_lag_ms: float) -> tuple[str, ...]:
-    def line(what: str, **shares: float) -> str:
-        known = [f"{_percent(v)} {name.replace('_', ' ')}" for name, v in shares.items() if v == v]
-        return f"{what}: {', '.join(known)}" if known else ""
-
-    lag = f"event loop: {loop_lag_ms:.1f} ms late" if math.isfinite(loop_lag_ms) else ""
-    lines: Sequence[str] = (
-        line(
-            "environments", stepping=stages.env_steps, waiting_for_actions=stages.env_waits_actions,
-            waiting_for_the_learner=stages.env_waits_learner,
-        ),
-        line(
-            "inference", computing=stages.inference_computes, copying=stages.inference_copies,
-            waiting_for_rows=stages.inference_waits,
-        ),
-        line(
-            "learner", computing=stages.learner_computes, copying=stages.learner_copies,
-            waiting_for_unrolls=stages.learner_waits,
-        ),
-        line("actor hosts", stepping=stages.hosts_step, waiting=stages.hosts_wait),
-        line(
-            "cores", used_by_this_run=stages.cores_busy, by_its_environments=stages.env_cpu,
-            by_inference=stages.inference_cpu, by_the_learner=stages.learner_cpu,
-            by_other_programs=stages.cores_taken,
-        ),
-        line("event loop", of_one_core=stages.loop_busy),
-        lag,
-    )  # fmt: skip
-    return tuple(filter(None, lines))
+def figures(stages: Stages) -> tuple[Figure, ...]:
+    """All shares that are known, in words."""
+    found = (
+        Figure("environments", "stepping", stages.env_steps),
+        Figure("environments", "waiting for actions", stages.env_waits_actions),
+        Figure("environments", "waiting for the learner", stages.env_waits_learner),
+        Figure("inference", "computing", stages.inference_computes),
+        Figure("inference", "copying", stages.inference_copies),
+        Figure("inference", "waiting for rows", stages.inference_waits),
+        Figure("learner", "computing", stages.learner_computes),
+        Figure("learner", "copying", stages.learner_copies),
+        Figure("learner", "waiting for unrolls", stages.learner_waits),
+        Figure("event loop", "of one core", stages.loop_busy),
+        Figure("actor hosts", "stepping", stages.hosts_step),
+        Figure("actor hosts", "waiting for the learner", stages.hosts_wait),
+        Figure("cores", "used by this run", stages.cores_busy),
+        Figure("cores", "by its environments", stages.env_cpu),
+        Figure("cores", "by inference", stages.inference_cpu),
+        Figure("cores", "by the learner", stages.learner_cpu),
+        Figure("cores", "by other programs", stages.cores_taken),
+    )
+    return tuple(figure for figure in found if math.isfinite(figure.share))
 
 
 def _cpu(stages: Stages) -> dict[Limit, float]:
@@ -358,6 +356,15 @@ def _cpu(stages: Stages) -> dict[Limit, float]:
     return found
 
 
+def _about_cores(stages: Stages) -> str:
+    """What else a sentence should say of the cores, where they are not full of this run."""
+    if not math.isfinite(stages.cores_busy):
+        return ""
+    if _cores_free(stages):
+        return f", cores are {_percent(1 - _all_cores(stages))} free"
+    return f", other programs take {_percent(stages.cores_taken)} of the cores"
+
+
 def _cores_free(stages: Stages) -> bool:
     return _all_cores(stages) < FULL
 
@@ -365,10 +372,6 @@ def _cores_free(stages: Stages) -> bool:
 def _all_cores(stages: Stages) -> float:
     """Share of the cores that works, for whomever."""
     return min(1.0, stages.cores_busy + _or_0(stages.cores_taken))
-
-
-def _free(stages: Stages) -> float:
-    return 1.0 - _all_cores(stages)
 
 
 def _or_0(value: float) -> float:
