@@ -189,14 +189,16 @@ def host_behind(port: int, weather: Weather, **flags: Any) -> Iterator[None]:
         assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("inference", ["host", "learner"])
 def test_the_slow_network_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: Taken, slept: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: Taken, slept: Path, inference: str
 ) -> None:
     """Behind a slow link a host waits, and so does the learner; both say how long."""
     monkeypatch.setattr(conversation, "PING_S", 0.2)
     monkeypatch.setenv(sleepy.SIZE, "10000")  # an unroll of 2 has 240 KB
     port = free_port()
-    with host_behind(port, Weather(bytes_per_s=400_000), num_actors=2, num_groups=1, name="far"):
+    weather = Weather(bytes_per_s=400_000)
+    with host_behind(port, weather, num_actors=2, num_groups=1, inference=inference):
         report = run(
             tmp_path, monkeypatch, 0.04, 0.0, 0.01, 40,
             listen=f"tcp://127.0.0.1:{port}", num_actors=0, num_groups=0,
