@@ -48,7 +48,7 @@ class Machine:
     def _write(self, name: str, begin: str, used_s: float, ended_s: float) -> None:
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         times = [round(used_s * TICKS / 2)] * 2 + [round(ended_s * TICKS / 2)] * 2
-        fields = [begin, *"0123456789"[1:], "0", *map(str, times), "20", "0"]
+        fields = [begin, *"123456789", *map(str, times), "20", "0"]
         (self.folder / name / "stat").write_text(" ".join(fields))
 
 
