@@ -28,7 +28,7 @@ from asyncagent.host import ActorHost, HostFlags
 from asyncagent.loop import train
 from asyncagent.metrics import HostReport
 from asyncagent.stages import Stages
-from tests import sleepy
+from tests import sleepy, sleepy_net
 from tests.relay import Relay, Weather
 
 WATCHDOG_S = 900
@@ -94,7 +94,7 @@ def slept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "slept"
     folder.mkdir()
     monkeypatch.setenv(sleepy.FOLDER, str(folder))
-    for intervals in sleepy.SLEPT.values():
+    for intervals in sleepy_net.SLEPT.values():
         intervals.clear()
     return folder
 
@@ -106,11 +106,11 @@ def run(
     """Train on what sleeps so many units per step, inference and update; the last report."""
     env_s, infer_s, learn_s = (unit_s * units for units in sleeps)
     monkeypatch.setenv(sleepy.SECONDS, str(env_s))
-    monkeypatch.setitem(sleepy.SLEEPS, "inference", infer_s)
-    monkeypatch.setitem(sleepy.SLEEPS, "learner", learn_s)
+    monkeypatch.setitem(sleepy_net.SLEEPS, "inference", infer_s)
+    monkeypatch.setitem(sleepy_net.SLEEPS, "learner", learn_s)
     values: dict[str, Any] = {
         "logdir": str(tmp_path / "run"),
-        "net": "tests.sleepy:build",
+        "net": "tests.sleepy_net:build",
         "num_actors": 2,
         "num_groups": 2,
         "batch_size": 2,
@@ -148,8 +148,8 @@ def test_the_slow_stage_is_named(
     groups = [times for times in environments if times]
     assert len(groups) == 2
     stepping = sum(sleepy.slept_s(times, *window) for times in groups) / seconds / 2
-    inferring = sleepy.slept_s(sleepy.SLEPT["inference"], *window) / seconds
-    learning = sleepy.slept_s(sleepy.SLEPT["learner"], *window) / seconds
+    inferring = sleepy.slept_s(sleepy_net.SLEPT["inference"], *window) / seconds
+    learning = sleepy.slept_s(sleepy_net.SLEPT["learner"], *window) / seconds
     assert found.env_steps == pytest.approx(stepping, abs=POINTS)
     assert found.inference_computes == pytest.approx(inferring, abs=POINTS)
     assert found.learner_computes == pytest.approx(learning, abs=POINTS)
