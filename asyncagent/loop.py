@@ -135,7 +135,9 @@ class _Run:
             config.inference_timeout_ms,
         )
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
-        self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
+        self.terminal = Terminal(
+            config.level_name, config.total_environment_frames, learner.frames, config.quiet
+        )
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
         self.saver = Saver(config, logdir)

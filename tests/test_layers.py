@@ -26,6 +26,7 @@ ORDER = (
     "stages",
     "metrics",
     "records",
+    "panel",
     "terminal",
     "envs",
     "scores",
