@@ -132,14 +132,14 @@ def _head(view: View, width: int, brief: bool = False) -> Text:
     else:
         left = _left(report, view.total_frames, smoothed(view.rates))
         figures = f"{share:.1%} of {view.total_frames:,} frames  left {left}"
-    line = Text(printable(view.level_name), "bold")
-    line.truncate(max(_LABEL - 1, width // (6 if brief else 3)), overflow="ellipsis")
+    line = _cut(Text(printable(view.level_name)), max(_LABEL - 1, width // (6 if brief else 3)))
+    line.stylize("bold")
     line.pad_right(max(1, _LABEL - line.cell_len))
     room = min(30, width - line.cell_len - len(figures) - 2)
     if room >= 6:
         done = round(room * share)
         line.append("━" * done, "green").append("─" * (room - done), "dim").append("  ")
-    return line.append(figures, "not bold")
+    return line.append(figures)
 
 
 def smoothed(rates: Sequence[float]) -> float:

@@ -41,8 +41,12 @@ class _Last(logging.Handler):
         self.lines: deque[str] = deque(maxlen=MAX_WARNINGS)
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            first = record.getMessage().partition("\n")[0]
+        except Exception:
+            self.handleError(record)  # as every handler does: a message is not worth the run
+            return
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        first, *_ = [*record.getMessage().splitlines(), ""]
         self.lines.append(f"{clock} {first}")
 
 
