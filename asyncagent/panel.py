@@ -89,7 +89,8 @@ def _rows(view: View, width: int) -> Iterator[_Row]:
             for name, level in report.levels.items()
         ]
         if len(levels) > 1:
-            yield from _packed("levels", levels, room, 2, rank=4)
+            for index, line in enumerate(pack(levels, room, 2)):
+                yield _Row(4 + index, _line("" if index else "levels", line))
         yield _Row(1, _line("lag", _lag(report)))
         for name, parts in stage_parts(report.stages).items():
             bar = stage_bar(parts, min(20, max(6, room - 45)))
@@ -98,7 +99,7 @@ def _rows(view: View, width: int) -> Iterator[_Row]:
         if machine := _machine(report):
             yield _Row(3, _line("machine", machine))
         if report.hosts:
-            yield from _packed("hosts", _hosts(report), room, 1, rank=2)
+            yield _Row(2, _line("hosts", _hosts(report, room)))
         advice = textwrap.wrap(printable(report.verdict.advice), room, max_lines=3, placeholder="…")
         for index, line in enumerate(advice):
             yield _Row(1, _line("" if index else "limit", line, style="bold"))
@@ -215,13 +216,6 @@ def pack(entries: Sequence[str], width: int, max_lines: int) -> list[str]:
     return []
 
 
-def _packed(
-    label: str, entries: Sequence[str], room: int, max_lines: int, rank: int
-) -> Iterator[_Row]:
-    for index, line in enumerate(pack(entries, room, max_lines)):
-        yield _Row(rank + index, _line("" if index else label, line))
-
-
 def _speed(report: Report) -> str:
     after = _clock(report.time_s)
     return (
@@ -257,19 +251,17 @@ def _machine(report: Report) -> str:
     return ", ".join(text for text, value in parts if _known(value))
 
 
-def _hosts(report: Report) -> list[str]:
+def _hosts(report: Report, room: int) -> str:
     hosts = report.hosts
     waits = report.stages.hosts_wait
     actors = sum(host.actors for host in hosts.values())
-    first = f"{len(hosts)} with {actors:,} actors"
-    first += f", await the network {waits:.0%}" if _known(waits) else ""
-    return [
-        first,
-        *(
-            f"{printable(name)} {host.frames_per_s:,.0f}/s lag {_figure(host.policy_lag_mean, 1)}"
-            for name, host in hosts.items()
-        ),
+    text = f"{len(hosts)} with {actors:,} actors"
+    text += f", await the network {waits:.0%}" if _known(waits) else ""
+    each = [
+        f"{printable(name)} {host.frames_per_s:,.0f}/s lag {_figure(host.policy_lag_mean, 1)}"
+        for name, host in hosts.items()
     ]
+    return "  ".join([text, *pack(each, room - len(text) - 2, 1)])
 
 
 def describe(report: Report, total_frames: int, frames_per_s: float) -> str:

@@ -17,6 +17,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -53,13 +54,13 @@ ADVICE = (
 )
 
 
-def report(frames: int = 250_000, **fields: object) -> Report:
+def report(frames: int = 250_000, **fields: Any) -> Report:
     """A report of a run that learns; ``fields`` replace the made-up ones."""
     figures = LearnerStatistics(
         *(frames, 900, 10, 1.0, 2.0, 3.0, 4.0, 5.0, 0.6, 12.7, 20, 0.9, 1e-4, None)
     )
     made = Counters(4, 0, 0, 0.0).report(figures, 16.0, 96, NO_HOSTS)
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "time_s": 312.0, "frames_per_s": 1000.0, "updates_per_s": 12.5, "episodes": 3201,
         "episode_return_mean": -17.32,
     }  # fmt: skip
@@ -85,7 +86,7 @@ def lines_of(view: View, width: int = 100, height: int = 40) -> list[str]:
     return [line.plain for line in panel(view, width, height)]
 
 
-def view_of(made: Report | None, **fields: object) -> View:
+def view_of(made: Report | None, **fields: Any) -> View:
     return View("atari_pong", 500_000, 0, made)._replace(**fields)
 
 
@@ -210,7 +211,9 @@ def test_of_many_levels_the_rest_is_counted() -> None:
     assert shown.endswith(f"and {30 - shown.count('level_')} more")
     assert lines[first + 2].startswith("lag")
     (hosts,) = [line for line in lines if line.startswith("hosts")]
-    assert "9 with 288 actors" in hosts and hosts.endswith("more")
+    assert "9 with 288 actors, await the network 3%" in hosts
+    (hosts,) = [line for line in lines_of(view_of(full(1, 9))) if line.startswith("hosts")]
+    assert hosts.endswith("3%  host-0 3,200/s lag 4.1  and 8 more")
     assert "level_0" not in "\n".join(lines_of(view_of(full(1)))), "the return line says it"
 
 
@@ -218,7 +221,7 @@ def test_pack() -> None:
     """As many entries as fit stand side by side; of the rest there is the number."""
     entries = [f"e{index}" for index in range(30)]
     assert pack(entries[:3], 10, 1) == ["e0  e1  e2"]
-    assert pack(entries, 20, 2) == ["e0  e1  e2  e3  e4", "and 25 more"]
+    assert pack(entries, 20, 2) == ["e0  e1  e2  e3  e4", "e5  e6  and 23 more"]
     assert pack(entries[:6], 10, 2) == ["e0  e1  e2", "e3  e4  e5"]
     assert pack([], 10, 2) == []
 
