@@ -166,9 +166,9 @@ def figures(config: Config, rates: list[tuple[float, float]], entered: float) ->
         "frames_per_s_without": round(statistics.median(off for _, off in rates)),
         "ratio_median": round(statistics.median(ratios), 4),
         "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
-        "ratio_standard_error": round(
-            statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan, 4
-        ),
+        "ratio_standard_error": round(statistics.stdev(ratios) / math.sqrt(len(ratios)), 4)
+        if len(ratios) > 1
+        else None,
         "changes_per_s": round(entered),
         "change_us": round(1e6 * enter_s, 2),
         "reading_ms": round(1e3 * read_s, 2),
