@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from asyncagent import building, conversation
+from asyncagent import building, conversation, envs
 from asyncagent.accounting import Accounts
 from asyncagent.config import resolve
 from asyncagent.cpu_times import CpuTimes
@@ -83,7 +83,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
 def stepped(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[float, float]]]:
     """When each group of the next run was asked for a row, and when it had it: its own clock."""
     groups: list[list[tuple[float, float]]] = []
-    make = building.make_group
+    make = envs.make_group
 
     def timed(times: list[tuple[float, float]], method: Any) -> Any:
         async def call(*args: Any) -> Any:
