@@ -18,18 +18,19 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-FOLDER, SECONDS, SIZE = "ASYNCAGENT_SLEPT", "ASYNCAGENT_SLEEPS", "ASYNCAGENT_ROW"
+FOLDER, SECONDS = "ASYNCAGENT_SLEPT", "ASYNCAGENT_SLEEPS"
 Row = npt.NDArray[np.float32]
 
 
 class Sleepy(gymnasium.Env[Row, np.int64]):
-    """Observes $ASYNCAGENT_ROW numbers that do not compress; an episode never ends."""
+    """Observes the same number for ever; an episode never ends."""
+
+    SIZE = 1
 
     def __init__(self) -> None:
-        size = int(os.environ.get(SIZE, "1"))
-        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self.SIZE,), np.float32)
         self.action_space = spaces.Discrete(2)
-        self.row = np.random.default_rng(1).random(size, np.float32)
+        self.row = np.random.default_rng(1).random(self.SIZE, np.float32)
         self.path = Path(os.environ[FOLDER]) / uuid.uuid4().hex
 
     def reset(
@@ -44,6 +45,12 @@ class Sleepy(gymnasium.Env[Row, np.int64]):
             time.sleep(float(os.environ[SECONDS]))
             print(time.perf_counter(), file=file)
         return self.row, 0.0, False, False, {}
+
+
+class Wide(Sleepy):
+    """Observes 40 KB."""
+
+    SIZE = 10_000
 
 
 def slept_s(intervals: list[tuple[float, float]], begin_s: float, end_s: float) -> float:
