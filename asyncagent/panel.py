@@ -246,7 +246,7 @@ def _machine(report: Report) -> str:
     parts = [
         (f"cores {stages.cores_busy:.0%} busy", stages.cores_busy),
         (f"event loop {stages.loop_busy:.0%} busy", stages.loop_busy),
-        (f"{report.loop_lag_ms:.1f} ms late", report.loop_lag_ms),
+        (f"loop lag {report.loop_lag_ms:.1f} ms", report.loop_lag_ms),
     ]
     return ", ".join(text for text, value in parts if _known(value))
 

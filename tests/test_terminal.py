@@ -158,7 +158,7 @@ def test_panel_says_what_a_person_wants_to_know() -> None:
         "12.5 updates/s", "after 0:05:12", "-17.32 after 3,201 games", "12.7 updates, max 20",
         "queue 96", "skipped 3 updates", "environments lost 14",
         "steps 71%, awaits actions 20%, learner 9%", "computes 40%, copies 5%, waits 55%",
-        "computes 90%, copies 2%, waits 8%", "cores 98% busy, event loop 34% busy, 0.3 ms late",
+        "computes 90%, copies 2%, waits 8%", "cores 98% busy, event loop 34% busy, loop lag 0.3 ms",
         "12:00:00 beware",
     ):  # fmt: skip
         assert part in text
