@@ -28,6 +28,7 @@ from asyncagent.envs import dmlab30, levels_of, make_group, usable_spec
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
 from asyncagent.errors import EndOfUnrolls, GraceOver, NotFinite, UsageError
+from asyncagent.filming import Filming
 from asyncagent.learner import Learner
 from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
 from asyncagent.metrics import (
@@ -139,6 +140,14 @@ class _Run:
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config, learner.frames)
+        self.filming = Filming(
+            config,
+            spec,
+            num_weights(learner.net),
+            policy.snapshot,
+            lambda: learner.frames,
+            lambda clip, frames: self.files_thread.run(self.tensorboard.add, clip, frames),
+        )
         self.saver = Saver(config, logdir)
         self.dmlab30 = Dmlab30Training()
         self.last_report: Report | None = None
@@ -261,6 +270,7 @@ class _Run:
             reporter = tasks.create_task(endless("reporter", self._report_forever()))
             saver = tasks.create_task(endless("checkpointer", self._save_forever()))
             watchdog = tasks.create_task(endless("watchdog", self._watch_forever()))
+            filming = tasks.create_task(endless("filming", self.filming.run()))
             try:
                 await self.stop.wait()
             except asyncio.CancelledError:  # a task has failed
@@ -271,7 +281,7 @@ class _Run:
             deadline_s = asyncio.get_running_loop().time() + grace
             if self.lockstep is not None:
                 await self.lockstep.park(learner, grace / 2)
-            await cancel(*actors, saver, watchdog)
+            await cancel(*actors, saver, watchdog, filming)
             self.batcher.close()
             self.queue.close()
             await asyncio.wait({learner}, timeout=grace / 2)

@@ -18,7 +18,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
-from tensorboard.plugins.hparams import summary_v2
+from tensorboard.plugins.hparams import api_pb2, summary_v2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -34,6 +36,9 @@ HYPERPARAMETERS = (
     *("learner_threads", "precision", "atari_protocol"),
 )
 """Flags in the hyper-parameters' table."""
+
+SHOWN_FIRST = ("entropy_cost", "learning_rate", "level_name", "net", "seed")
+"""Those whose columns are shown before anything is chosen: there is room for five."""
 
 METRICS = {
     "score/episode_return_mean": "return",
@@ -144,11 +149,21 @@ def hyperparameters(config: Config) -> list[Any]:
     values = {name: getattr(config, name) for name in HYPERPARAMETERS}
     # Without a name of its own a run would be averaged with those of the same flags.
     row = summary_v2.hparams_pb(values, trial_id="")
-    table = summary_v2.hparams_config_pb(
-        [summary_v2.HParam(name) for name in HYPERPARAMETERS],
-        [summary_v2.Metric(tag, display_name=name) for tag, name in METRICS.items()],
+    experiment = api_pb2.Experiment(
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, differs=name in SHOWN_FIRST) for name in HYPERPARAMETERS
+        ],
+        metric_infos=[
+            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
+            for tag, name in METRICS.items()
+        ],
     )
-    return [*table.value, *row.value]
+    table = Summary.Value(
+        tag=hparams_metadata.EXPERIMENT_TAG,
+        metadata=hparams_metadata.create_summary_metadata(HParamsPluginData(experiment=experiment)),
+        tensor=hparams_metadata.NULL_TENSOR,
+    )
+    return [table, *row.value]
 
 
 def layout() -> Any:
