@@ -88,16 +88,10 @@ class Filming:
                     await self._film(level, batcher, thread)
                 except Exception as failure:
                     error = first_of(failure)
-                    for_good = isinstance(error, UsageError)
-                    _log.warning(
-                        "no clip of %s (%s: %s); the run goes on%s",
-                        level,
-                        type(error).__name__,
-                        error,
-                        ", without clips" if for_good else "",
-                    )
-                    if for_good:
+                    if isinstance(error, UsageError):  # which no other try will mend
+                        _log.warning("no clips of %s: %s", level, error)
                         await asyncio.Event().wait()
+                    _log.warning("no clip of %s; the run goes on: %r", level, error)
         finally:
             batcher.close()
             thread.close()

@@ -113,7 +113,11 @@ def powers(tag: str, numbers: Sequence[int]) -> Any:
 
 def numbers(tag: str, values: Sequence[float]) -> Any:
     """A histogram of finite numbers, at least one."""
-    taken, edges = np.histogram(np.asarray(values, np.float64), MAX_BARS)
+    found = np.asarray(values, np.float64)
+    try:
+        taken, edges = np.histogram(found, MAX_BARS)
+    except ValueError:  # so close together, or so far apart, that there are no numbers between bars
+        taken, edges = np.array([len(found)]), np.array([found.min(), found.max()])
     return _histogram(tag, taken, edges)
 
 
@@ -133,15 +137,19 @@ def _histogram(tag: str, taken: npt.NDArray[np.int64], edges: npt.NDArray[Any]) 
     return Summary.Value(tag=tag, histo=histogram)
 
 
+def text(tag: str, markdown: str) -> Any:
+    """A page of text."""
+    about = text_metadata.create_summary_metadata(tag, "")
+    return Summary.Value(tag=tag, metadata=about, tensor=make_tensor_proto([markdown.encode()]))
+
+
 def flags_table(config: Config) -> Any:
     """Every flag of a run, as a page of text."""
     rows = [
         f"| {name} | `{value}` |" if value != "" else f"| {name} | |"
         for name, value in dataclasses.asdict(config).items()
     ]
-    text = "\n".join(["| flag | value |", "|---|---|", *rows])
-    about = text_metadata.create_summary_metadata("flags", "Of this run, as resolved.")
-    return Summary.Value(tag="flags", metadata=about, tensor=make_tensor_proto([text.encode()]))
+    return text("flags", "\n".join(["| flag | value |", "|---|---|", *rows]))
 
 
 def hyperparameters(config: Config) -> list[Any]:
