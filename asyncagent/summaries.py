@@ -115,7 +115,8 @@ def numbers(tag: str, values: Sequence[float]) -> Any:
     """A histogram of finite numbers, at least one."""
     found = np.asarray(values, np.float64)
     try:
-        taken, edges = np.histogram(found, MAX_BARS)
+        with np.errstate(all="ignore"):
+            taken, edges = np.histogram(found, MAX_BARS)
     except ValueError:  # so close together, or so far apart, that there are no numbers between bars
         taken, edges = np.array([len(found)]), np.array([found.min(), found.max()])
     return _histogram(tag, taken, edges)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium")
-WAIT_S = 90.0
+WAIT_S = 300.0
 """Longest that a page may take to show what it should."""
 
 # All text of a page, shadow trees and what is only reached by scrolling included.  Without spaces:

@@ -48,7 +48,7 @@ class Pictures(CounterGroup):
 
     def _shown(self, row: EnvStep) -> EnvStep:
         shades = (row.observation[:, :, None, None] * 20 % 256).astype(np.uint8)
-        return row._replace(observation=np.broadcast_to(shades, (1, 8, 8, 3)))
+        return row._replace(observation=np.tile(shades, (1, 8, 8, 3)))
 
 
 class Run:

@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
 ]
 
-WATCHDOG_S = 60.0
+WATCHDOG_S = 300.0
 RUNS: dict[str, dict[str, Any]] = {
     "catch": {"level_name": "catch", "total_environment_frames": 150_000, "learning_rate": 3e-3},
     "catch_slow": {"level_name": "catch", "total_environment_frames": 100_000},
