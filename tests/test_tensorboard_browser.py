@@ -51,7 +51,7 @@ def logdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs of a few seconds each."""
     folder = tmp_path_factory.mktemp("runs")
     for name, flags in RUNS.items():
-        often = {"report_interval_s": 0.25, "summary_interval_s": 0.5}
+        often: dict[str, Any] = {"report_interval_s": 0.25, "summary_interval_s": 0.5}
         train(resolve(logdir=str(folder / name), **flags, **often))
     return folder
 
