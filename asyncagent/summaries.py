@@ -59,6 +59,10 @@ class Chart(NamedTuple):
     """Regular expressions, each of a whole tag."""
 
 
+BUSY = (
+    "system/stages/(env_steps|inference_computes|learner_computes)",
+    "system/stages/(loop|cores)_busy",
+)
 LAYOUT = {
     "overview": (
         Chart("return, mean of the last 100 games", ("score/episode_return_mean",)),
@@ -66,13 +70,20 @@ LAYOUT = {
         Chart("policy lag, updates", ("learning/policy_lag_(mean|max)",)),
         Chart("losses", ("learning/.*_loss",)),
         Chart("entropy, nats", ("learning/entropy",)),
-        Chart("where the time goes", ("system/stages/.*",)),
+        Chart("busy, share of the time", BUSY),
     ),
     "levels": (
         Chart(
             "return per level, mean of the last 100 games", ("(?!score/).*/episode_return_mean",)
         ),
         Chart("return per level, game by game", (".*/episode_return",)),
+    ),
+    "where the time goes": (
+        Chart("environments", ("system/stages/env_(steps|waits_.*)",)),
+        Chart("inference", ("system/stages/inference_(computes|copies|waits)",)),
+        Chart("learner", ("system/stages/learner_(computes|copies|waits)",)),
+        Chart("the machine's cores", ("system/stages/(.*_cpu|cores_.*)",)),
+        Chart("actor hosts", ("system/stages/hosts_.*",)),
     ),
     "machine": (
         Chart("memory, GiB", ("system/(workers_)?memory_gib",)),

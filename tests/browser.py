@@ -90,6 +90,10 @@ class Browser:
             assert time.monotonic() < deadline_s, f"{missing} not on the page: {text[-3000:]}"
             self._pump(0.2)
 
+    def rest(self, seconds: float) -> None:
+        """Let the page draw; shorter where it has something to say."""
+        self._pump(seconds)
+
     def wait_until(self, expression: str) -> None:
         """Wait until a script's expression is true; AssertionError if that takes too long."""
         deadline_s = time.monotonic() + WAIT_S
