@@ -143,8 +143,8 @@ def _histogram(tag: str, taken: npt.NDArray[np.int64], edges: npt.NDArray[Any]) 
         num=int(taken.sum()),
         sum=float((middles * taken).sum()),
         sum_squares=float((middles**2 * taken).sum()),
-        bucket_limit=edges[1 : last + 1].tolist(),
-        bucket=taken[:last].tolist(),
+        bucket_limit=edges[first + 1 : last + 1].tolist(),
+        bucket=taken[first:last].tolist(),
     )
     return Summary.Value(tag=tag, histo=histogram)
 
