@@ -53,7 +53,7 @@ async def act(
 
     Ends by cancellation, or by EndOfUnrolls once nobody takes unrolls any more.
     """
-    enter = (track or Track(4)).enter
+    track = track or Track(4)
     buffers = UnrollBuffers(
         lambda: empty_unroll(unroll_length, group.num_envs, group.spec, initial_state)
     )
@@ -68,22 +68,22 @@ async def act(
         writer = UnrollWriter(buffers.take(), core_state)
         writer.add_row(row, last_action)
         for _ in range(unroll_length):
-            enter(WAITS_ACTIONS)
+            track.enter(WAITS_ACTIONS)
             choice = await infer(row.observation, row.reward, last_action, row.first, core_state)
-            enter(STEPS)
+            track.enter(STEPS)
             writer.add_choice(choice)
             core_state = choice.core_state
             row = await group.step(choice.action)
-            enter(KEEPS_BOOKS)
+            track.enter(KEEPS_BOOKS)
             last_action = action_that_led_to(row, choice.action)
             writer.add_row(row, last_action)
             on_row(row)
         unroll = writer.finish()
-        enter(WAITS_LEARNER)
+        track.enter(WAITS_LEARNER)
         await put(unroll, buffers.give_back)
         if between is not None:
             await between(Carried(row, last_action, core_state))
-        enter(KEEPS_BOOKS)
+        track.enter(KEEPS_BOOKS)
 
 
 def action_that_led_to(row: EnvStep, action: ActionArray) -> ActionArray:

@@ -96,12 +96,12 @@ class Batch:
 
         ``track`` is told of copying and computing.
         """
-        enter = (track or Track(3)).enter
-        enter(COPIES)
+        track = track or Track(3)
+        track.enter(COPIES)
         args = self._form.concatenate(self._leaves)
-        enter(COMPUTES)
+        track.enter(COMPUTES)
         outputs = fn(*args)
-        enter(COPIES)
+        track.enter(COPIES)
         return _split(outputs, self._sizes)
 
     def answer(self, results: Sequence[Nest]) -> None:

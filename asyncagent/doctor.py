@@ -292,7 +292,7 @@ def _on_nothing(stages: Stages, config: Config, full: bool) -> _Advice:
     elif config.num_actors:
         twice = f"--num_actors={2 * config.num_actors} --num_groups={2 * config.num_groups}"
         tries.append(Try(twice, "one steps while another's actions are computed"))
-    if config.min_inference_rows > config.group_size:
+    if config.min_inference_rows > max(1, config.group_size):
         tries.append(Try("--min_inference_rows=1", "rows wait for others' no more"))
     return sentence, tries, ""
 

@@ -58,6 +58,8 @@ class Member:
         """The last unroll that is here."""
         self.accepted = 0
         """The last unroll that has been counted."""
+        self.may_skip = False
+        """It may not know yet which unrolls went with its last membership, and leave them out."""
         self.inbox: deque[tuple[UnrollSent, list[Any]]] = deque()
         self.filled = asyncio.Event()
         self.remote_groups: dict[int, RemoteGroup] = {}
@@ -156,6 +158,7 @@ class Members:
         member = Member(hello, user, groups)
         if before is not None:
             member.received = member.accepted = before.accepted
+            member.may_skip = before.may_skip or before.received > before.accepted
             member.routing, member.past_routings = before.routing, before.past_routings
         self.present[hello.incarnation] = member
         return member

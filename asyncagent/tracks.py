@@ -17,6 +17,9 @@ WAITS, COPIES, COMPUTES = range(3)
 AWAY, HERE = range(2)
 """States of a group on an actor host that leaves inference to the learner."""
 
+EARLY_S = 0.001
+"""Timers go by milliseconds: what is no earlier is in time."""
+
 
 class Track:
     """The states of one thing, and how long each has lasted."""
@@ -76,8 +79,9 @@ class Lag:
     def ran(self, now_s: float) -> None:
         """Whatever was due by now has been run just now."""
         late_s = now_s - self._due_s
-        if late_s < 0:
-            return  # timers may be somewhat early
+        if late_s < -EARLY_S:
+            return
+        late_s = max(0.0, late_s)
         count = math.floor(late_s / self._interval_s) + 1
         self._late_s += count * late_s - self._interval_s * count * (count - 1) / 2
         self._count += count

@@ -1,15 +1,13 @@
-"""An environment and a net that do nothing but sleep, and know exactly when they slept.
+"""An environment that does nothing but sleep, and knows exactly when it slept.
 
 ``tests.sleepy:Sleepy`` sleeps $ASYNCAGENT_SLEEPS seconds in every step and writes the beginning and
-the end to a file of its own in the folder $ASYNCAGENT_SLEPT; the net ``tests.sleepy:build`` sleeps
-in its forward passes as ``SLEEPS`` says, and notes it in ``SLEPT``.  Times are ``perf_counter``'s,
-which all processes of a machine share.
+the end to a file of its own in the folder $ASYNCAGENT_SLEPT.  Times are ``perf_counter``'s, which
+all processes of a machine share.  No torch: worker processes import this.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -20,16 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from asyncagent.bodies import MlpBody
-from asyncagent.models import ActorCritic, NetOutput
-from asyncagent.structs import ArraySpec, EnvSpec
-
 FOLDER, SECONDS, SIZE = "ASYNCAGENT_SLEPT", "ASYNCAGENT_SLEEPS", "ASYNCAGENT_ROW"
-SLEEPS = {"learner": 0.0, "inference": 0.0}
-"""Seconds per forward pass on a thread of that name."""
-SLEPT: dict[str, list[tuple[float, float]]] = {"learner": [], "inference": []}
-"""From when to when."""
-
 Row = npt.NDArray[np.float32]
 
 
@@ -55,22 +44,6 @@ class Sleepy(gymnasium.Env[Row, np.int64]):
             time.sleep(float(os.environ[SECONDS]))
             print(time.perf_counter(), file=file)
         return self.row, 0.0, False, False, {}
-
-
-class Net(ActorCritic):
-    """Sees nothing, and sleeps."""
-
-    def forward(self, observation: Any, *rest: Any) -> NetOutput:
-        begin_s = time.perf_counter()
-        name = threading.current_thread().name
-        if seconds := SLEEPS.get(name, 0.0):
-            time.sleep(seconds)
-            SLEPT[name].append((begin_s, time.perf_counter()))
-        return super().forward(0 * observation[..., :1], *rest)
-
-
-def build(spec: EnvSpec, use_lstm: bool) -> Net:
-    return Net(MlpBody(ArraySpec((1,), "float32")), spec.actions, 0)
 
 
 def slept_s(intervals: list[tuple[float, float]], begin_s: float, end_s: float) -> float:

@@ -82,6 +82,7 @@ ORDER = (
     "host_duties",
     "host",
     "bench",
+    "selftest",
     "__init__",
     "commands",
     "__main__",
@@ -142,7 +143,7 @@ class Tree:
     def _visible_from(self, layer: str) -> tuple[str, ...]:
         if layer not in ORDER:
             return ORDER  # test_every_module_has_its_place says so
-        inside = (layer,) if layer in ("envs", "bench", "commands") else ()
+        inside = (layer,) if layer in ("envs", "bench", "selftest", "commands") else ()
         return ORDER[: ORDER.index(layer)] + inside
 
     def loads(self, name: str) -> set[str]:
