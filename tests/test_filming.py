@@ -55,8 +55,8 @@ class Run:
     """What filming knows of a run, told by a test."""
 
     def __init__(self, spec: EnvSpec = SPEC, **flags: Any) -> None:
-        flags = {"net": "mlp", "video_interval_frames": 1000} | flags
-        self.config = resolve("atari_pong,atari_breakout", **flags)
+        values: dict[str, Any] = {"net": "mlp", "video_interval_frames": 1000} | flags
+        self.config = resolve("atari_pong,atari_breakout", **values)
         net = make_net("mlp", spec, False, 1)
         self.net = net
         self.policy = Policy(net, spec.actions, torch.device("cpu"), torch.float32, 1)

@@ -156,10 +156,11 @@ def test_overview(address: str, browser: Browser, tmp_path: Path) -> None:
     """The custom scalars page shows the layout's charts, with curves in those seen first."""
     browser.go(f"{address}#custom_scalars")
     charts = [chart.title for chart in LAYOUT["overview"]]
-    text = browser.wait_for([*LAYOUT, *charts, "Matches (3)"])
+    browser.wait_for([*LAYOUT, *charts, "Matches (3)"])
+    look(browser, "custom_scalars", tmp_path)
+    text = browser.wait_for([*LAYOUT])
     assert "Matches(6)" in text  # frames per second, learned from and acted, of three runs
     assert "Matches(0)" not in text.split("wherethetimegoes")[0]
-    look(browser, "custom_scalars", tmp_path)
 
 
 def test_histograms(logdir: Path, address: str, browser: Browser, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_lost_game_is_not_in_the_clip() -> None:
     value = clip.summary()
     assert value.tag == "catch/video"
     with Image.open(io.BytesIO(value.image.encoded_image_string)) as film:
-        assert film.n_frames == 3  # type: ignore[attr-defined]
+        assert film.n_frames == 3
 
 
 def test_unfinished_film_is_removed(tmp_path: Path) -> None:
