@@ -82,6 +82,7 @@ class TensorBoard:
         """TensorBoard hides what an interrupted session logged beyond ``resume_frames``."""
         self._action_repeats = config.num_action_repeats
         self._usage = UsageMeter()
+        self._advice = ""
         # Microseconds: TensorBoard reads a run's files in the order of their names.
         seconds, microseconds = divmod(time.time_ns() // 1000, 10**6)
         name = f"events.out.tfevents.{seconds:010}.{microseconds:06}.{socket.gethostname()}"
@@ -111,6 +112,9 @@ class TensorBoard:
             values.append(summaries.scalar(f"{level}/episode_return", episode.episode_return))
             values.append(summaries.scalar(f"{level}/episode_frames", frames))
         values += _histograms(episodes, counts)
+        if report.verdict.advice != self._advice:
+            self._advice = report.verdict.advice
+            values.append(summaries.text("system/limit", self._advice or "not known"))
         self._file.append(summaries.event(report.frames, values))
 
     def add(self, value: Any, frames: int) -> None:

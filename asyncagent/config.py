@@ -296,6 +296,10 @@ class Config:
     """Time between TensorBoard summaries."""
     report_interval_s: float = 5.0
     """Time between lines of metrics.jsonl and of the plain log."""
+    video_interval_frames: int = 0
+    """Frames between clips of the agent in TensorBoard; 0: none.
+
+    Of levels that show a picture."""
     stall_timeout_s: float = 300.0
     """End the run, with stacks, once a part stands still so long.
 
@@ -331,7 +335,7 @@ class Config:
             self.max_inference_rows >= self.min_inference_rows,
             f">= min_inference_rows={self.min_inference_rows}",
         )
-        for name in ("micro_batch_rows", "max_skipped_updates"):
+        for name in ("micro_batch_rows", "max_skipped_updates", "video_interval_frames"):
             self._check(name, getattr(self, name) >= 0, ">= 0")
         for name in ("entropy_cost", "baseline_cost", "max_grad_norm"):
             value = getattr(self, name)
@@ -381,6 +385,9 @@ class Config:
         for name in ("learner_device", "inference_device"):
             self._check(name, getattr(self, name) in ("auto", "cpu"), "cpu with --deterministic")
         self._check("listen", not self.listen, "empty with --deterministic")
+        self._check(
+            "video_interval_frames", not self.video_interval_frames, "0 with --deterministic"
+        )
         self._check(
             "num_actors",
             self.num_actors % self.batch_size == 0,

@@ -301,7 +301,7 @@ def _results(jobs: list[Job], played: list[Played], spec: EnvSpec) -> tuple[Leve
             if job.level_name == level
         ]
         episodes = [episode for _, of_job in mine for episode in of_job.episodes]
-        films = [str(job.recorder.path) for job, _ in mine if job.recorder is not None]
+        films = [str(job.recorder.path) for job, _ in mine if isinstance(job.recorder, Recorder)]
         results.append(
             LevelResult(
                 level_name=level,

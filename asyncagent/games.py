@@ -8,6 +8,7 @@ played again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -19,7 +20,7 @@ from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import Stalled
 from asyncagent.structs import EnvStep, Episode, Nest
 from asyncagent.threads import NamedThread
-from asyncagent.video import Recorder
+from asyncagent.video import Camera
 
 TICKS = 8
 """Of a stall's time: a program that was suspended comes back to one late tick."""
@@ -34,8 +35,10 @@ class Job(NamedTuple):
     first_env_index: int
     quotas: tuple[int, ...]
     """Of each environment; as many environments as quotas."""
-    recorder: Recorder | None = None
+    recorder: Camera | None = None
     """Films the first game of the group's first environment."""
+    max_steps: int | None = None
+    """The job ends after so many, whatever has been played until then; None: only by quota."""
 
 
 class Played(NamedTuple):
@@ -106,7 +109,7 @@ async def play(
             try:
                 played[index] = await play_group(
                     group, infer, initial_state(group.num_envs), job.quotas,
-                    count, film.on_row, stall_timeout_s,
+                    count, film.on_row, stall_timeout_s, job.max_steps,
                 )  # fmt: skip
             finally:
                 await group.close()
@@ -135,7 +138,7 @@ async def _made(job: Job, make: Callable[[Job], EnvGroup], builder: NamedThread)
 class _Film:
     """A job's recorder, if it has one, worked on the thread for it."""
 
-    def __init__(self, recorder: Recorder | None, thread: NamedThread) -> None:
+    def __init__(self, recorder: Camera | None, thread: NamedThread) -> None:
         self._recorder = recorder
         self._thread = thread
 
@@ -151,13 +154,14 @@ class _Film:
 async def play_group(
     group: EnvGroup, infer: Infer, core_state: Nest, quotas: Sequence[int],
     on_episode: Callable[[Episode], None], on_row: Callable[[EnvStep], Awaitable[None]],
-    stall_timeout_s: float,
+    stall_timeout_s: float, max_steps: int | None = None,
 ) -> Played:  # fmt: skip
     """Play until environment i has ended ``quotas[i]`` games; further games do not count.
 
     Args:
       core_state: before the first row, nest of float32 [E, ...].
       on_row: awaited with every row, the first included.
+      max_steps: end after so many, whatever has been played until then.
 
     Raises:
       Stalled: no answer from the group, or from inference, within ``stall_timeout_s``.
@@ -169,7 +173,10 @@ async def play_group(
     last_action = np.zeros((group.num_envs, *one.shape), one.dtype)
     row = await _soon(group.reset(), "an environment's reset", stall_timeout_s)
     await on_row(row)
-    while any(left):
+    steps = range(max_steps) if max_steps is not None else itertools.count()
+    for _ in steps:
+        if not any(left):
+            break
         answer = infer(row.observation, row.reward, last_action, row.first, core_state)
         choice = await _soon(answer, "inference", stall_timeout_s)
         core_state = choice.core_state

@@ -28,6 +28,7 @@ from asyncagent.envs import dmlab30
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
 from asyncagent.errors import EndOfUnrolls, GraceOver, NotFinite, UsageError
+from asyncagent.filming import Filming
 from asyncagent.lockstep import Lockstep
 from asyncagent.metrics import (
     NO_HOSTS,
@@ -142,6 +143,14 @@ class _Run:
         )
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config, learner.frames)
+        self.filming = Filming(
+            config,
+            parts.spec,
+            num_weights(learner.net),
+            policy.snapshot,
+            lambda: learner.frames,
+            lambda clip, frames: self.files_thread.run(self.tensorboard.add, clip, frames),
+        )
         self.saver = Saver(config, logdir)
         self.dmlab30 = Dmlab30Training()
         self.last_report: Report | None = None
@@ -188,6 +197,7 @@ class _Run:
             saver = tasks.create_task(endless("checkpointer", self._save_forever()))
             lag = tasks.create_task(endless("accounts", self.accounts.watch_loop()))
             watchdog = tasks.create_task(endless("watchdog", self._watch_forever()))
+            filming = tasks.create_task(endless("filming", self.filming.run()))
             try:
                 await self.stop.wait()
             except asyncio.CancelledError:  # a task has failed
@@ -199,7 +209,7 @@ class _Run:
             deadline_s = asyncio.get_running_loop().time() + grace
             if self.lockstep is not None:
                 await self.lockstep.park(learner, grace / 2)
-            await cancel(*actors, saver, watchdog, lag)
+            await cancel(*actors, saver, watchdog, lag, filming)
             self.batcher.close()
             self.queue.close()
             await asyncio.wait({learner}, timeout=grace / 2)

@@ -18,7 +18,9 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
-from tensorboard.plugins.hparams import summary_v2
+from tensorboard.plugins.hparams import api_pb2, summary_v2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
@@ -34,6 +36,9 @@ HYPERPARAMETERS = (
     *("learner_threads", "precision", "atari_protocol"),
 )
 """Flags in the hyper-parameters' table."""
+
+SHOWN_FIRST = ("entropy_cost", "learning_rate", "level_name", "net", "seed")
+"""Those whose columns are shown before anything is chosen: there is room for five."""
 
 METRICS = {
     "score/episode_return_mean": "return",
@@ -54,6 +59,10 @@ class Chart(NamedTuple):
     """Regular expressions, each of a whole tag."""
 
 
+BUSY = (
+    "system/stages/(env_steps|inference_computes|learner_computes)",
+    "system/stages/(loop|cores)_busy",
+)
 LAYOUT = {
     "overview": (
         Chart("return, mean of the last 100 games", ("score/episode_return_mean",)),
@@ -61,13 +70,20 @@ LAYOUT = {
         Chart("policy lag, updates", ("learning/policy_lag_(mean|max)",)),
         Chart("losses", ("learning/.*_loss",)),
         Chart("entropy, nats", ("learning/entropy",)),
-        Chart("where the time goes", ("system/stages/.*",)),
+        Chart("busy, share of the time", BUSY),
     ),
     "levels": (
         Chart(
             "return per level, mean of the last 100 games", ("(?!score/).*/episode_return_mean",)
         ),
         Chart("return per level, game by game", (".*/episode_return",)),
+    ),
+    "where the time goes": (
+        Chart("environments", ("system/stages/env_(steps|waits_.*)",)),
+        Chart("inference", ("system/stages/inference_(computes|copies|waits)",)),
+        Chart("learner", ("system/stages/learner_(computes|copies|waits)",)),
+        Chart("the machine's cores", ("system/stages/(.*_cpu|cores_.*)",)),
+        Chart("actor hosts", ("system/stages/hosts_.*",)),
     ),
     "machine": (
         Chart("memory, GiB", ("system/(workers_)?memory_gib",)),
@@ -108,7 +124,12 @@ def powers(tag: str, numbers: Sequence[int]) -> Any:
 
 def numbers(tag: str, values: Sequence[float]) -> Any:
     """A histogram of finite numbers, at least one."""
-    taken, edges = np.histogram(np.asarray(values, np.float64), MAX_BARS)
+    found = np.asarray(values, np.float64)
+    try:
+        with np.errstate(all="ignore"):
+            taken, edges = np.histogram(found, MAX_BARS)
+    except ValueError:  # so close together, or so far apart, that there are no numbers between bars
+        taken, edges = np.array([len(found)]), np.array([found.min(), found.max()])
     return _histogram(tag, taken, edges)
 
 
@@ -122,10 +143,16 @@ def _histogram(tag: str, taken: npt.NDArray[np.int64], edges: npt.NDArray[Any]) 
         num=int(taken.sum()),
         sum=float((middles * taken).sum()),
         sum_squares=float((middles**2 * taken).sum()),
-        bucket_limit=edges[1 : last + 1].tolist(),
-        bucket=taken[:last].tolist(),
+        bucket_limit=edges[first + 1 : last + 1].tolist(),
+        bucket=taken[first:last].tolist(),
     )
     return Summary.Value(tag=tag, histo=histogram)
+
+
+def text(tag: str, markdown: str) -> Any:
+    """A page of text."""
+    about = text_metadata.create_summary_metadata(tag, "")
+    return Summary.Value(tag=tag, metadata=about, tensor=make_tensor_proto([markdown.encode()]))
 
 
 def flags_table(config: Config) -> Any:
@@ -134,9 +161,7 @@ def flags_table(config: Config) -> Any:
         f"| {name} | `{value}` |" if value != "" else f"| {name} | |"
         for name, value in dataclasses.asdict(config).items()
     ]
-    text = "\n".join(["| flag | value |", "|---|---|", *rows])
-    about = text_metadata.create_summary_metadata("flags", "Of this run, as resolved.")
-    return Summary.Value(tag="flags", metadata=about, tensor=make_tensor_proto([text.encode()]))
+    return text("flags", "\n".join(["| flag | value |", "|---|---|", *rows]))
 
 
 def hyperparameters(config: Config) -> list[Any]:
@@ -144,11 +169,21 @@ def hyperparameters(config: Config) -> list[Any]:
     values = {name: getattr(config, name) for name in HYPERPARAMETERS}
     # Without a name of its own a run would be averaged with those of the same flags.
     row = summary_v2.hparams_pb(values, trial_id="")
-    table = summary_v2.hparams_config_pb(
-        [summary_v2.HParam(name) for name in HYPERPARAMETERS],
-        [summary_v2.Metric(tag, display_name=name) for tag, name in METRICS.items()],
+    experiment = api_pb2.Experiment(
+        hparam_infos=[
+            api_pb2.HParamInfo(name=name, differs=name in SHOWN_FIRST) for name in HYPERPARAMETERS
+        ],
+        metric_infos=[
+            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=name)
+            for tag, name in METRICS.items()
+        ],
     )
-    return [*table.value, *row.value]
+    table = Summary.Value(
+        tag=hparams_metadata.EXPERIMENT_TAG,
+        metadata=hparams_metadata.create_summary_metadata(HParamsPluginData(experiment=experiment)),
+        tensor=hparams_metadata.NULL_TENSOR,
+    )
+    return [table, *row.value]
 
 
 def layout() -> Any:

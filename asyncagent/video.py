@@ -1,4 +1,4 @@
-"""One game as a film: an mp4 file, and a shorter clip in TensorBoard.
+"""One game as a film: an mp4 file, a shorter clip in TensorBoard, or both.
 
 Frames are what the policy sees, newest frame last; they go to the encoder one by one.
 """
@@ -9,7 +9,7 @@ import io
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,52 @@ def frames_per_s(level_name: str, action_repeats: int) -> Fraction:
     return Fraction(35 if family_of(level_name) == "doom" else 60, action_repeats)
 
 
+class Camera(Protocol):
+    """Films a game of a group's environment 0. Every call from one thread."""
+
+    @property
+    def done(self) -> bool:
+        """There is nothing more to film."""
+        ...
+
+    def on_row(self, row: EnvStep) -> None:
+        """Take in the group's next row; ignored once done."""
+        ...
+
+    def close(self) -> None:
+        """The group plays no more; harmless when repeated."""
+        ...
+
+
+class Clip:
+    """What can be shown of a game within TensorBoard: a ``Camera`` that keeps a few frames."""
+
+    def __init__(self, level_name: str, spec: EnvSpec) -> None:
+        """UsageError if the level shows no picture."""
+        self._picture = Picture(spec)
+        self._level_name = level_name
+        self._rate = frames_per_s(level_name, spec.action_repeats)
+        self._frames = _Frames()
+        self.done = False
+
+    def on_row(self, row: EnvStep) -> None:
+        """Take in the group's next row; ignored once the game is over."""
+        if self.done:
+            return
+        if row.lost[0]:
+            self._frames = _Frames()  # the game is played again by the replacement
+            return
+        self._frames.add(self._picture(row.observation, 0))
+        self.done = any(episode.env_index == 0 for episode in row.episodes)
+
+    def close(self) -> None:
+        """Nothing: what there is can still be shown."""
+
+    def summary(self) -> Any:
+        """``<level>/video`` for an event file: an animation; None if nothing was filmed."""
+        return self._frames.summary(self._level_name, self._rate)
+
+
 class Recorder:
     """Films the first game of a group's environment 0. Every call from one thread."""
 
@@ -90,7 +136,7 @@ class Recorder:
         self._frames = frames
         self._rate = frames_per_s(level_name, spec.action_repeats)
         self._film: _Film | None = None
-        self._clip = _Clip()
+        self._clip = _Frames()
         self.done = False
 
     def on_row(self, row: EnvStep) -> None:
@@ -117,22 +163,18 @@ class Recorder:
             self._film.close()
             self._beside.unlink(missing_ok=True)
             self._film = None
-            self._clip = _Clip()
+            self._clip = _Frames()
 
     def _write_clip(self) -> None:
         # Imported where a film ended: they take a second.
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard.writer import FileWriter
 
-        gif, height, width = self._clip.encode(self._rate)
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif)
         # In a folder of its own: of several event files in one, TensorBoard follows the newest,
         # and would lose sight of a training that goes on.
         writer = FileWriter(str(self.path.parent))
-        writer.add_summary(
-            Summary(value=[Summary.Value(tag=f"{self._level_name}/video", image=image)]),
-            self._frames,
-        )
+        value = self._clip.summary(self._level_name, self._rate)
+        writer.add_summary(Summary(value=[value]), self._frames)
         writer.close()
 
 
@@ -168,7 +210,7 @@ class _Film:
         self._file.close()
 
 
-class _Clip:
+class _Frames:
     """At most MAX_CLIP_FRAMES frames at equal distances of a game of unknown length."""
 
     def __init__(self) -> None:
@@ -185,13 +227,22 @@ class _Clip:
                 self._every *= 2
         self._count += 1
 
-    def encode(self, rate: Fraction) -> tuple[bytes, int, int]:
-        """An animated GIF, its height and its width."""
+    def summary(self, level_name: str, rate: Fraction) -> Any:
+        """An animated GIF, as an event file holds it; None if there are no frames."""
         from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
 
+        if not self.frames:
+            return None
         first, *others = map(Image.fromarray, self.frames)
         # Browsers slow down what is faster than 50 frames per second.
         duration_ms = max(20, round(1000 / rate))
         file = io.BytesIO()
         first.save(file, "GIF", save_all=True, append_images=others, duration=duration_ms, loop=0)
-        return file.getvalue(), first.height, first.width
+        image = Summary.Image(
+            height=first.height,
+            width=first.width,
+            colorspace=3,
+            encoded_image_string=file.getvalue(),
+        )
+        return Summary.Value(tag=f"{level_name}/video", image=image)

@@ -20,7 +20,7 @@ from tensorboard.util.tensor_util import make_ndarray
 from asyncagent.board import Counts, TensorBoard
 from asyncagent.config import resolve
 from asyncagent.metrics import MAX_LAG_COUNTED, LevelReport
-from asyncagent.stages import Stages
+from asyncagent.stages import Stages, Verdict
 from asyncagent.structs import Episode
 from asyncagent.summaries import HYPERPARAMETERS, METRICS
 from tests.test_metrics import figures, report
@@ -114,12 +114,22 @@ def test_nothing_counted_is_no_histogram(tmp_path: Path) -> None:
     assert curves(tmp_path).Tags()["histograms"] == []
 
 
+@pytest.mark.parametrize("returns", [(7.0, 7.0), (1e16, 1e16 + 2), (-1e308, 1e308)])
+def test_returns_that_no_bars_fit(tmp_path: Path, returns: tuple[float, float]) -> None:
+    """All the same, too close together or too far apart: every game is counted."""
+    board = TensorBoard(tmp_path, CONFIG, 0)
+    board.write(report(), [Episode("a", points, 10, 0) for points in returns], Counts())
+    board.close()
+    (found,) = curves(tmp_path).Histograms("score/episode_return")
+    assert sum(found.histogram_value.bucket) == 2
+
+
 def test_flags_and_layout(tmp_path: Path) -> None:
     """The run's flags are a text, its hyper-parameters a row, and the layout's charts have curves
     to show."""
     board = TensorBoard(tmp_path, CONFIG, 0)
     stages = Stages(*[0.5] * len(Stages._fields))
-    board._usage.read()
+    board._usage.read()  # the cores used are known from the second reading on
     made = report()._replace(levels={"a": LevelReport(7, 2, 1.5)}, stages=stages, loop_lag_ms=1.0)
     board.write(made, [Episode("a", 1.0, 10, 0)], Counts())
     board.close()
@@ -138,6 +148,17 @@ def test_flags_and_layout(tmp_path: Path) -> None:
     for chart in charts:
         for tag in chart.multiline.tag:
             assert any(re.match(tag, scalar) for scalar in scalars), tag
+
+
+def test_what_limits_the_run_is_a_text(tmp_path: Path) -> None:
+    """The doctor's sentence is written when it changes, and only then."""
+    board = TensorBoard(tmp_path, CONFIG, 0)
+    for frames, advice in ((1, ""), (2, "more cores"), (3, "more cores"), (4, "")):
+        board.write(report(frames)._replace(verdict=Verdict("", advice)), [], Counts())
+    board.close()
+    events = curves(tmp_path)
+    assert [event.step for event in events.Tensors("system/limit")] == [2, 4]
+    assert text(events, "system/limit")[0] == b"not known"
 
 
 def session(logdir: Path, resume_frames: int, *frames: int) -> None:

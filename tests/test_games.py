@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,6 @@ from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import ActorLost, Stalled
 from asyncagent.games import Job, Played, plan, play, play_group, shares
 from asyncagent.structs import EnvStep, Episode, IntArray
-from asyncagent.video import Recorder
 from tests.fakes import CounterGroup, CountingPolicy
 from tests.virtual_clock import VirtualClockLoop
 
@@ -187,7 +185,7 @@ def test_film_of_an_unfinished_game_is_dropped() -> None:
                 raise ActorLost("gone")
             return await super().step(action)
 
-    job = Job("level", 0, (5,), cast(Recorder, Taping()))
+    job = Job("level", 0, (5,), Taping())
     with pytest.raises(ExceptionGroup):
         asyncio.run(play_all([job], lambda job: FailsLater([[9]])))
     assert tape == [*(f"row {index} on video" for index in range(3)), "close on video"]

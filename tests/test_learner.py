@@ -18,6 +18,7 @@ from asyncagent.bodies import MlpBody
 from asyncagent.config import Config
 from asyncagent.envs.base import check_action
 from asyncagent.learner import Learner, count_choices
+from asyncagent.metrics import MAX_LAG_COUNTED
 from asyncagent.models import ActorCritic, make_net
 from asyncagent.policy import Policy
 from asyncagent.structs import (
@@ -319,6 +320,10 @@ def test_policy_lag_is_counted_in_updates() -> None:
     statistics = learner.take_statistics()
     assert statistics.policy_lag_mean == pytest.approx(1)
     assert statistics.policy_lag_max == 2
+    assert statistics.policy_lag_counts.tolist() == [4, 4, 4] + [0] * (MAX_LAG_COUNTED - 2)
+    learner.updates = MAX_LAG_COUNTED + 100
+    learner.update(parts)
+    assert learner.take_statistics().policy_lag_counts.tolist() == [0] * MAX_LAG_COUNTED + [4]
 
 
 def test_frames_count_action_repeats_of_valid_rows() -> None:

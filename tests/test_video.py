@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from asyncagent.errors import UsageError
 from asyncagent.structs import ArraySpec, Discrete, EnvSpec, EnvStep, Episode, Nest
-from asyncagent.video import MAX_CLIP_FRAMES, Picture, Recorder, frames_per_s
+from asyncagent.video import MAX_CLIP_FRAMES, Clip, Picture, Recorder, frames_per_s
 
 Bytes = npt.NDArray[np.uint8]
 SPEC = EnvSpec(ArraySpec((9, 11, 3), "uint8"), Discrete(2), 4)
@@ -150,6 +151,25 @@ def test_lost_game_is_not_in_the_film(tmp_path: Path) -> None:
     shades = [frame[..., 0].mean() for frame in film(recorder.path)]
     assert shades == pytest.approx([200, 100], abs=6)
     assert len(recorder._clip.frames) == 2
+
+
+def test_lost_game_is_not_in_the_clip() -> None:
+    """A clip alone begins anew, too, ends with the game, and shows nothing where nothing is."""
+    clip = Clip("catch", SPEC)
+    assert clip.summary() is None
+    clip.on_row(row(0))
+    clip.on_row(row(0, lost=True))
+    assert clip.summary() is None
+    clip.on_row(row(200))
+    clip.on_row(row(100, ends=[1]))
+    assert not clip.done
+    clip.on_row(row(50, ends=[0]))
+    assert clip.done
+    clip.on_row(row(77))
+    value = clip.summary()
+    assert value.tag == "catch/video"
+    with Image.open(io.BytesIO(value.image.encoded_image_string)) as film:
+        assert film.n_frames == 3
 
 
 def test_unfinished_film_is_removed(tmp_path: Path) -> None:
