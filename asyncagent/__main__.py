@@ -29,6 +29,7 @@ COMMANDS = {
     "test": "play fresh episodes with a checkpoint of a run",
     "plot": "draw the learning curves of runs",
     "compare": "compare runs in a table",
+    "export": "write a policy as ONNX, TorchScript or torch.export",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
     "replay-batch": "explain why an update was skipped, from the batch that was kept",
