@@ -27,6 +27,7 @@ COMMANDS = {
     "actors": "run environments for a learner elsewhere",
     "keys": "make a key pair for encrypted actor hosts",
     "test": "play fresh episodes with a checkpoint of a run",
+    "play": "watch a checkpoint play, in a window or a film",
     "plot": "draw the learning curves of runs",
     "compare": "compare runs in a table",
     "export": "write a policy as ONNX, TorchScript or torch.export",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,6 @@ from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import ActorLost, Stalled
 from asyncagent.games import Job, Played, plan, play, play_group, shares
 from asyncagent.structs import EnvStep, Episode, IntArray
-from asyncagent.video import Recorder
 from tests.fakes import CounterGroup, CountingPolicy
 from tests.virtual_clock import VirtualClockLoop
 
@@ -169,7 +167,7 @@ def test_failing_level_closes_the_others() -> None:
 
 
 def test_film_of_an_unfinished_game_is_dropped() -> None:
-    """A recorder sees every row from the first, and is closed where the games end early."""
+    """A viewer sees every row from the first, and is closed where the games end early."""
     tape: list[str] = []
 
     class Taping:
@@ -187,7 +185,7 @@ def test_film_of_an_unfinished_game_is_dropped() -> None:
                 raise ActorLost("gone")
             return await super().step(action)
 
-    job = Job("level", 0, (5,), cast(Recorder, Taping()))
+    job = Job("level", 0, (5,), Taping())
     with pytest.raises(ExceptionGroup):
         asyncio.run(play_all([job], lambda job: FailsLater([[9]])))
     assert tape == [*(f"row {index} on video" for index in range(3)), "close on video"]
