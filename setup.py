@@ -37,14 +37,15 @@ setup(
         "atari": ["envpool>=1.2; platform_machine in 'x86_64 AMD64 aarch64 arm64'"],
         "ale": ["ale-py>=0.12", "gymnasium>=1.1"],
         # The maps of the battle scenarios are in envpool's assets, the others in vizdoom.
-        "doom": ["vizdoom>=1.3", "envpool-assets>=0.3"],
+        "doom": ["vizdoom>=1.3.1", "envpool-assets>=0.3"],
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "gym": ["gymnasium>=1.1"],
-        # A window; without a screen it films, which is "video".
-        "play": ["av>=14", "pillow>=10", "pygame-ce>=2.5"],
+        # A window; where there is no screen, a film.
+        "play": ["av>=14", "pygame-ce>=2.5"],
         "plot": ["matplotlib>=3.9"],
         "ray": ["ray>=2.48"],
         "video": ["av>=14", "pillow>=10"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "dev": [
             "hypothesis>=6.100",
             "matplotlib>=3.9",

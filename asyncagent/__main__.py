@@ -33,10 +33,21 @@ COMMANDS = {
     "export": "write a policy as ONNX, TorchScript or torch.export",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
+    "doctor": "say what limits a run, and what to change",
     "replay-batch": "explain why an update was skipped, from the batch that was kept",
+    "selftest": "check that everything computes here what it should",
     "check-env": "make an environment, step it, and say what is wrong with it",
     "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }
+
+GROUPS = {
+    "train and test": ("train", "test", "play", "export"),
+    "look at runs": ("doctor", "plot", "compare", "replay-batch"),
+    "several machines": ("actors", "keys"),
+    "this machine": ("selftest", "bench", "tune"),
+    "environments": ("check-env", "dmlab-cache"),
+}
+"""How --help lists the commands."""
 
 _USAGE_ERROR = 2
 _FAILURE = 1
@@ -113,9 +124,11 @@ def status_of(error: BaseException) -> int:
 
 
 def _help() -> str:
-    lines = ["usage: asyncagent <command> [flags]", "", "commands:"]
-    lines += [f"  {name:<12} {text}" for name, text in COMMANDS.items()]
-    lines += ["", "asyncagent <command> --help lists a command's flags."]
+    lines = ["usage: asyncagent <command> [--flag=value ...]"]
+    for title, names in GROUPS.items():
+        lines += ["", title]
+        lines += [f"  {name:<12}  {COMMANDS[name]}" for name in names if name in COMMANDS]
+    lines += ["", "asyncagent <command> --help lists a command's flags; asyncagent --version."]
     return "\n".join(lines)
 
 

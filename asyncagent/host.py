@@ -52,9 +52,11 @@ class HostFlags:
     num_groups: int = 0
     """Groups they step in; 0: the learner chooses."""
     inference: wire.Inference = "host"
-    """Where to infer: here, with weights from the learner, or at the learner (needs no torch)."""
+    """Where actions are computed.
+
+    host: here, with weights from the learner. learner: there, which needs no torch here."""
     name: str = ""
-    """In the learner's reports; the machine's own name if empty."""
+    """In the learner's reports; none: the machine's own name."""
     secret_key: str = ""
     """This host's secret key file (see asyncagent keys)."""
     learner_key: str = ""
@@ -62,15 +64,15 @@ class HostFlags:
     device: str = "auto"
     """Where to infer here: auto, cpu, cuda or cuda:N."""
     env_threads: int = 0
-    """Threads that step the environments of one group; 0: by the cores there are."""
+    """Threads that step a group; 0: by the cores there are."""
     dataset_path: str = ""
-    """DMLab: folder of the psychlab data set on this machine; the learner's if empty."""
+    """DMLab: folder of the psychlab data set; none: the learner's."""
     level_cache: str = ""
-    """DMLab: folder of compiled levels on this machine; the learner's if empty."""
+    """DMLab: folder of compiled levels; none: the learner's."""
     renderer: Literal["", "software", "hardware"] = ""
-    """DMLab: how it draws here; as the learner says if empty."""
+    """DMLab: how it draws; none: as the learner."""
     give_up_s: float = 0.0
-    """End once the learner has been away for so many seconds; 0: wait for ever."""
+    """End once the learner has been away so long; 0: wait for ever."""
 
     def __post_init__(self) -> None:
         check_endpoint(self.connect, "connect", listening=False)
@@ -132,6 +134,7 @@ class ActorHost:
             self._hello,
             self._on_message,
             is_bulky=flags.inference == "host",
+            shares=lambda: (0.0, 0.0) if self._duty is None else self._duty.shares(),
         )
         self._stop = asyncio.Event()
         self._given: Assignment | None = None

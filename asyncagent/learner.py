@@ -19,7 +19,7 @@ from asyncagent.crew import Crew
 from asyncagent.cuda import Graphs, Lane, wait_for
 from asyncagent.cuda_learning import BatchStep, Ended
 from asyncagent.losses import LossOutput, loss_of
-from asyncagent.metrics import LearnerStatistics
+from asyncagent.metrics import MAX_LAG_COUNTED, LearnerStatistics
 from asyncagent.models import forward, load_weights
 from asyncagent.optim import (
     clip_grad_norm,
@@ -41,6 +41,7 @@ from asyncagent.structs import (
     Unroll,
     map_nest,
 )
+from asyncagent.tracks import COMPUTES, COPIES, WAITS, Track
 from asyncagent.unroll import Columns, gather_columns, origins_of, split_columns
 
 
@@ -79,6 +80,9 @@ class Learner:
         """Frames learned from: action repeats times valid rows, skipped updates' included."""
         self.updates = 0
         """Skipped ones included."""
+        self.track = Track(3)
+        """What the thread that calls ``update`` does."""
+        self._thread = 0
         self._config = config
         self._actions = actions
         self._device = device
@@ -103,7 +107,7 @@ class Learner:
         self._batch_step: BatchStep | None = None
         if not on_cpu:
             graphs = Graphs("learning", self._lane)
-            self._batch_step = BatchStep(self._step, graphs, self._verdict)
+            self._batch_step = BatchStep(self._step, graphs, self._verdict, self.track)
         self._reset_statistics()
 
     @property
@@ -122,9 +126,17 @@ class Learner:
 
         Raises NotFinite after too many of those in a row, or where the weights are spoilt.
         """
+        self.track.enter(COMPUTES)
+        try:
+            self._update_epochs(parts)
+        finally:
+            self.track.enter(WAITS)
+
+    def _update_epochs(self, parts: list[Columns]) -> None:
         if not self._threads_set:
             self._prepare_thread()
             self._threads_set = True
+            self._thread = threading.get_ident()
         if self._most_columns == 0 and self._batch_step is None:
             self._most_columns = self._columns_that_fit(parts[0])
         for epoch in range(self._config.epochs_per_batch):
@@ -173,6 +185,7 @@ class Learner:
             learning_rate=self.learning_rate,
             action_counts=self._action_counts,
             skipped_updates=self._skips.total,
+            policy_lag_counts=self._lag_counts,
         )
         self._reset_statistics()
         return statistics
@@ -247,7 +260,12 @@ class Learner:
 
     def _learn_from(self, columns: list[Columns]) -> None:
         """Add the gradient and the figures of one micro-batch; on any thread of the crew."""
+        mine = threading.get_ident() == self._thread  # others' work is no part of the track
+        if mine:
+            self.track.enter(COPIES)
         unroll = gather_columns(columns)
+        if mine:
+            self.track.enter(COMPUTES)
         figures, gradients = self._differentiate(map_nest(torch.from_numpy, unroll))
         with self._adding:
             self._figures += figures
@@ -319,6 +337,8 @@ class Learner:
         self._rows += rows
         self._lag_sum += int(lag.sum())
         self._lag_max = max(self._lag_max, int(lag.max(initial=0)))
+        counted = lag.clip(0, MAX_LAG_COUNTED)
+        self._lag_counts += np.bincount(counted, minlength=MAX_LAG_COUNTED + 1)
         self._action_counts += count_choices(self._actions, unroll.action[valid])
 
     def _judged_before(self, ended: Ended | None) -> Judged | None:
@@ -358,6 +378,7 @@ class Learner:
         self._rows = 0
         self._lag_sum = 0
         self._lag_max = 0
+        self._lag_counts: Any = 0
         self._action_counts: Any = 0
 
 

@@ -73,8 +73,7 @@ def from_logits(
       behaviour_policy_logits: [T, B, ..., A], unnormalised, of the policy that acted.
       target_policy_logits: [T, B, ..., A], unnormalised, of the policy being learned.
       actions: integers [T, B, ...] in [0, A), drawn from the behaviour policy.
-      discounts, rewards, values, bootstrap_value, clip_rho_threshold, clip_pg_rho_threshold,
-      lambda_: see ``from_importance_weights``.
+      discounts: this and what follows as in ``from_importance_weights``.
 
     Raises:
       ValueError: an argument has the wrong rank, shape or kind of number.

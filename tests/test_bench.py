@@ -580,7 +580,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         main(["bench", "--help"])
     assert stop.value.code in (0, None)
     text = capsys.readouterr().out
-    assert "efficiency" in text and "--warmup-s" in text and "--batch-size" in text
+    assert "efficiency" in text and "--warmup_s" in text and "--batch_size" in text
 
 
 @pytest.mark.slow

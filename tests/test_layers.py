@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "files",
     "placement",
+    "presets",
     "config",
     "structs",
     "stacks",
@@ -23,8 +24,15 @@ ORDER = (
     "watchdog",
     "signals",
     "stages",
+    "tracks",
+    "cpu_times",
     "metrics",
+    "accounting",
+    "doctor",
     "records",
+    "usage",
+    "summaries",
+    "board",
     "runs",
     "curves",
     "terminal",
@@ -66,12 +74,14 @@ ORDER = (
     "intake",
     "remote",
     "saving",
+    "building",
     "loop",
     "host_policy",
     "conversation",
     "host_duties",
     "host",
     "bench",
+    "selftest",
     "__init__",
     "commands",
     "__main__",
@@ -132,7 +142,7 @@ class Tree:
     def _visible_from(self, layer: str) -> tuple[str, ...]:
         if layer not in ORDER:
             return ORDER  # test_every_module_has_its_place says so
-        inside = (layer,) if layer in ("envs", "bench", "commands") else ()
+        inside = (layer,) if layer in ("envs", "bench", "selftest", "commands") else ()
         return ORDER[: ORDER.index(layer)] + inside
 
     def loads(self, name: str) -> set[str]:

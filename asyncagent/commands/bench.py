@@ -35,7 +35,9 @@ class BenchFlags(Config):
     warmup_s: float = 15.0
     """Seconds of training before them."""
     rounds: int = 1
-    """Measure so often, components and training in turn, and take medians."""
+    """Measure so often, and take medians.
+
+    Components and training in turn."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     if flags.json:
         print(json.dumps(result))
     else:
-        show(result, Console(highlight=False))
+        show(result, Console(highlight=False, markup=False))
     return 0
 
 
@@ -72,9 +74,9 @@ class Meter(Progress):
     """How far it is, on stderr: a bar on a terminal, elsewhere a line for each thing found."""
 
     def __init__(self, title: str) -> None:
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
         )

@@ -47,7 +47,9 @@ class CheckFlags(Config):
     num_steps: int = 200
     """Steps to take."""
     test: bool = False
-    """Play as asyncagent test does (DMLab: the levels held out for testing)."""
+    """Play as asyncagent test does.
+
+    DMLab: the levels held out for testing."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from asyncagent.commands.flags import flags_of, print_help
 from asyncagent.errors import ConfigError
 
 C = TypeVar("C")
@@ -30,6 +31,9 @@ def parse(
     ``--help`` prints and exits with 0. Raises ConfigError, one line, for what does not parse.
     """
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    if {"-h", "--help"} & set(arguments):
+        print_help(prog, description, flags_of(kind, default))
+        raise SystemExit(0)
     check_names(arguments, [field.name for field in fields])
     switches = {field.name for field in fields if field.type in (bool, "bool")}
     options: dict[str, Any] = {} if default is None else {"default": default}
@@ -105,4 +109,6 @@ def _one_line(text: str) -> str:
     line = " ".join(words)
     line = re.sub(r"^Value error Error parsing (--\S+) (.*?) Argument helptext:.*$", r"\1 \2", line)
     line = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", line)
-    return re.sub(r"\s*For full helptext,.*$", "", line) or "the flags cannot be parsed"
+    line = re.sub(r"\s*For full helptext,.*$", "", line)
+    line = re.sub(r"^Missing from .*?: (--\S+) \S+ (.*?) \(required\)$", r"\1 is missing: \2", line)
+    return line or "the flags cannot be parsed"

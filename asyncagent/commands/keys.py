@@ -23,9 +23,9 @@ class KeysFlags:
     """Flags of ``asyncagent keys``."""
 
     out: str = "keys"
-    """Folder to write to; made if missing, for its owner only."""
+    """Folder to write to; made if missing, for its owner alone."""
     name: str = ""
-    """Name of the pair; the learner reports a host under it. Empty: this machine's name."""
+    """Of the pair, and of a host in reports; none: this machine's."""
 
     def __post_init__(self) -> None:
         if not self.out:

@@ -30,7 +30,9 @@ class ReplayFlags:
     json: bool = False
     """Print one JSON object instead of text."""
     net: str = ""
-    """The run's --net, where it was your own: no module is imported because a file says so."""
+    """The run's --net, where it was your own.
+
+    No module is imported because a file says so."""
 
 
 def main(arguments: Sequence[str]) -> int:

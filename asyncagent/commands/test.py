@@ -34,25 +34,29 @@ class TestFlags:
     logdir: str
     """Folder of the training run."""
     checkpoint: str = "newest"
-    """newest, best (by mean return in training), or the name of a file in the run's folder."""
+    """newest, best (by mean return), or a file in --logdir."""
     test_num_episodes: int = 10
     """Whole games to play, on each level."""
     greedy: bool = False
     """Take the likeliest action instead of sampling."""
     seed: int | None = None
-    """Seed of environments and sampling; default: one the training did not use."""
+    """Of environments and sampling; none: one not trained with."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     video: bool = False
-    """Film a game of every level: an mp4 and a TensorBoard clip in <logdir>/video."""
+    """Film a game of every level, into <logdir>/video.
+
+    An mp4 and a TensorBoard clip."""
     level_name: str | None = None
-    """Play other levels than the run's, with observations and actions like theirs."""
+    """Play these; none: the run's.
+
+    Levels with observations and actions like those of the run's."""
     dataset_path: str | None = None
-    """DMLab: folder of the psychlab data set; default: the run's."""
+    """DMLab: folder of the psychlab data set; none: the run's."""
     level_cache: str | None = None
-    """DMLab: folder of compiled levels; default: the run's."""
+    """DMLab: folder of compiled levels; none: the run's."""
     renderer: Literal["software", "hardware"] | None = None
-    """DMLab: how it draws; default: the run's."""
+    """DMLab: how it draws; none: as the run."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,7 +78,7 @@ def run(logdir: str, test_num_episodes: int, **flags: Any) -> int:
     from asyncagent.files import replace_text
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160  # nothing is folded in a file
     given = {name: value for name, value in flags.items() if value is not None}
