@@ -22,7 +22,7 @@ from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.dmlab30 import testing_level
 from asyncagent.envs.scratch import sweep
 from asyncagent.errors import UsageError
-from asyncagent.games import Job, Played, Viewer, plan, play
+from asyncagent.games import Job, Played, plan, play
 from asyncagent.models import load_weights, make_net
 from asyncagent.placement import cores
 from asyncagent.policy import Policy, resolve_device, resolve_precision
@@ -35,7 +35,7 @@ from asyncagent.scores import (
 )
 from asyncagent.structs import EnvSpec, Episode
 from asyncagent.tasks import first_of
-from asyncagent.video import Recorder
+from asyncagent.video import Camera, Recorder
 from asyncagent.watchdog import Watchdog
 
 SEED_OFFSET = 1_000_003
@@ -164,7 +164,7 @@ def evaluate(
     seed: int | None = None,
     device: str = "auto",
     video: bool = False,
-    viewer: Callable[[str, int, EnvSpec], Viewer | None] | None = None,
+    camera: Callable[[str, int, EnvSpec], Camera | None] | None = None,
     on_episode: Callable[[Episode, int], None] = lambda episode, left: None,
     **flags: Any,
 ) -> Evaluation:
@@ -175,7 +175,7 @@ def evaluate(
       greedy: take the likeliest action; otherwise actions are sampled, as in training.
       seed: of environments and sampling; by default the run's seed plus SEED_OFFSET.
       video: film a game of every level (see ``video.Recorder``) into ``<logdir>/video``.
-      viewer: makes who looks on of a level's name, the frames trained for and the spec; games are
+      camera: makes what looks on of a level's name, the frames trained for and the spec; games are
         then played one after another, each level's in one environment.
       on_episode: called with each counted game as it ends, and how many are still to play.
       flags: in place of the run's own, any of OVERRIDES.
@@ -205,10 +205,10 @@ def evaluate(
     frames = int(state["frames"])
     seed = (config.seed + SEED_OFFSET) % 2**31 if seed is None else seed
     policy = _policy(config, spec, state["net"], device, seed, greedy)
-    max_envs, num_lanes = _limits(config) if viewer is None else (1, 1)
+    max_envs, num_lanes = _limits(config) if camera is None else (1, 1)
     jobs = plan(levels, num_episodes, max_envs, num_lanes)
-    if viewer is not None:
-        jobs = [job._replace(viewer=viewer(job.level_name, frames, spec)) for job in jobs]
+    if camera is not None:
+        jobs = [job._replace(recorder=camera(job.level_name, frames, spec)) for job in jobs]
     elif video:
         jobs = [_filmed(job, logdir / "video", frames, spec) for job in jobs]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -262,7 +262,7 @@ def _filmed(job: Job, folder: Path, frames: int, spec: EnvSpec) -> Job:
     """The job, with a recorder where it is the first of its level."""
     if job.first_env_index > 0:
         return job
-    return job._replace(viewer=Recorder(folder, job.level_name, frames, spec))
+    return job._replace(recorder=Recorder(folder, job.level_name, frames, spec))
 
 
 async def _play(
@@ -307,7 +307,7 @@ def _results(jobs: list[Job], played: list[Played], spec: EnvSpec) -> tuple[Leve
             if job.level_name == level
         ]
         episodes = [episode for _, of_job in mine for episode in of_job.episodes]
-        films = [str(job.viewer.path) for job, _ in mine if isinstance(job.viewer, Recorder)]
+        films = [str(job.recorder.path) for job, _ in mine if isinstance(job.recorder, Recorder)]
         results.append(
             LevelResult(
                 level_name=level,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,24 +19,12 @@ from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import Stalled
 from asyncagent.structs import EnvStep, Episode, Nest
 from asyncagent.threads import NamedThread
+from asyncagent.video import Camera
 
 TICKS = 8
 """Of a stall's time: a program that was suspended comes back to one late tick."""
 
 R = TypeVar("R")
-
-
-class Viewer(Protocol):
-    """Looks on as a group's environment 0 plays. Every call from one thread."""
-
-    done: bool
-    """It has seen enough."""
-
-    def on_row(self, row: EnvStep) -> None:
-        """Take in the next row, the first included; what it raises ends the games."""
-
-    def close(self) -> None:
-        """No row follows."""
 
 
 class Job(NamedTuple):
@@ -46,8 +34,8 @@ class Job(NamedTuple):
     first_env_index: int
     quotas: tuple[int, ...]
     """Of each environment; as many environments as quotas."""
-    viewer: Viewer | None = None
-    """Looks on as the group's first environment plays."""
+    recorder: Camera | None = None
+    """Films the first game of the group's first environment."""
 
 
 class Played(NamedTuple):
@@ -103,7 +91,7 @@ async def play(
     waiting = deque(enumerate(jobs))
     left = sum(sum(job.quotas) for job in jobs)
     played: dict[int, Played] = {}
-    builder, views = NamedThread("build-envs"), NamedThread("video")
+    builder, films = NamedThread("build-envs"), NamedThread("video")
 
     def count(episode: Episode) -> None:
         nonlocal left
@@ -114,15 +102,15 @@ async def play(
         while waiting:
             index, job = waiting.popleft()
             group = await _made(job, make, builder)
-            view = _View(job.viewer, views)
+            film = _Film(job.recorder, films)
             try:
                 played[index] = await play_group(
                     group, infer, initial_state(group.num_envs), job.quotas,
-                    count, view.on_row, stall_timeout_s,
+                    count, film.on_row, stall_timeout_s,
                 )  # fmt: skip
             finally:
                 await group.close()
-                await view.close()
+                await film.close()
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -130,7 +118,7 @@ async def play(
                 tasks.create_task(lane())
     finally:
         builder.close()
-        views.close()
+        films.close()
     return [played[index] for index in range(len(jobs))]
 
 
@@ -144,20 +132,20 @@ async def _made(job: Job, make: Callable[[Job], EnvGroup], builder: NamedThread)
         raise
 
 
-class _View:
-    """A job's viewer, if it has one, worked on the thread for it."""
+class _Film:
+    """A job's recorder, if it has one, worked on the thread for it."""
 
-    def __init__(self, viewer: Viewer | None, thread: NamedThread) -> None:
-        self._viewer = viewer
+    def __init__(self, recorder: Camera | None, thread: NamedThread) -> None:
+        self._recorder = recorder
         self._thread = thread
 
     async def on_row(self, row: EnvStep) -> None:
-        if self._viewer is not None and not self._viewer.done:
-            await self._thread.run(self._viewer.on_row, row)
+        if self._recorder is not None and not self._recorder.done:
+            await self._thread.run(self._recorder.on_row, row)
 
     async def close(self) -> None:
-        if self._viewer is not None:
-            await self._thread.run(self._viewer.close)
+        if self._recorder is not None:
+            await self._thread.run(self._recorder.close)
 
 
 async def play_group(

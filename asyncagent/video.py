@@ -9,7 +9,7 @@ import io
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,23 @@ class Picture:
 def frames_per_s(level_name: str, action_repeats: int) -> Fraction:
     """Real time: engines advance 60 frames per second, ViZDoom 35."""
     return Fraction(35 if family_of(level_name) == "doom" else 60, action_repeats)
+
+
+class Camera(Protocol):
+    """Films a game of a group's environment 0. Every call from one thread."""
+
+    @property
+    def done(self) -> bool:
+        """There is nothing more to film."""
+        ...
+
+    def on_row(self, row: EnvStep) -> None:
+        """Take in the group's next row; ignored once done."""
+        ...
+
+    def close(self) -> None:
+        """The group plays no more; harmless when repeated."""
+        ...
 
 
 class Recorder:

@@ -13,9 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from asyncagent.envs.base import import_engine
 from asyncagent.errors import UsageError
 from asyncagent.evaluation import evaluate
-from asyncagent.games import Viewer
 from asyncagent.structs import EnvSpec, EnvStep, Episode
-from asyncagent.video import Film, Picture, frames_per_s
+from asyncagent.video import Camera, Film, Picture, frames_per_s
 
 Render: TypeAlias = Literal["auto", "window", "film", "none"]
 
@@ -60,7 +59,7 @@ def watch(
     films: list[Movie] = []
     num_games = 0
 
-    def viewer(level_name: str, frames: int, spec: EnvSpec) -> Viewer | None:
+    def camera(level_name: str, frames: int, spec: EnvSpec) -> Camera | None:
         if how == "none":
             return None
         try:
@@ -90,7 +89,7 @@ def watch(
 
     stopped = False
     try:
-        evaluate(logdir, num_episodes, viewer=viewer, on_episode=on_episode, **flags)
+        evaluate(logdir, num_episodes, camera=camera, on_episode=on_episode, **flags)
     except (Closed, KeyboardInterrupt):
         stopped = True
     return Watched(tuple(film.path for film in films if film.begun), stopped)

@@ -167,7 +167,7 @@ def test_failing_level_closes_the_others() -> None:
 
 
 def test_film_of_an_unfinished_game_is_dropped() -> None:
-    """A viewer sees every row from the first, and is closed where the games end early."""
+    """A recorder sees every row from the first, and is closed where the games end early."""
     tape: list[str] = []
 
     class Taping:
