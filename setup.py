@@ -38,7 +38,10 @@ setup(
         "ale": ["ale-py>=0.12", "gymnasium>=1.1"],
         # The maps of the battle scenarios are in envpool's assets, the others in vizdoom.
         "doom": ["vizdoom>=1.3.1", "envpool-assets>=0.3"],
+        "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "gym": ["gymnasium>=1.1"],
+        # A window; where there is no screen, a film.
+        "play": ["av>=14", "pygame-ce>=2.5"],
         "plot": ["matplotlib>=3.9"],
         "ray": ["ray>=2.48"],
         "video": ["av>=14", "pillow>=10"],

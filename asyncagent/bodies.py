@@ -242,7 +242,7 @@ class MlpBody(Body):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.layers(x.reshape(len(x), -1).float()))
+        return cast(Tensor, self.layers(x.reshape(x.shape[0], -1).float()))
 
 
 class SentenceBody(Body):
@@ -271,7 +271,7 @@ class SentenceBody(Body):
         lengths = (sentences > 0).sum(-1)
         words = self.embedding(sentences.t().long())
         first = torch.zeros_like(words[..., 0], dtype=torch.bool)
-        state = torch.zeros(len(sentences), self.num_features, device=sentences.device)
+        state = torch.zeros(sentences.shape[0], self.num_features, device=sentences.device)
         outputs, _ = self.core(words, first, (state, state))
         last = (lengths - 1).clamp(min=0).view(1, -1, 1).expand(1, -1, self.num_features)
         return torch.where(lengths[:, None] > 0, outputs.gather(0, last)[0], 0)

@@ -35,7 +35,7 @@ from asyncagent.scores import (
 )
 from asyncagent.structs import EnvSpec, Episode
 from asyncagent.tasks import first_of
-from asyncagent.video import Recorder
+from asyncagent.video import Camera, Recorder
 from asyncagent.watchdog import Watchdog
 
 SEED_OFFSET = 1_000_003
@@ -164,6 +164,7 @@ def evaluate(
     seed: int | None = None,
     device: str = "auto",
     video: bool = False,
+    camera: Callable[[str, int, EnvSpec], Camera | None] | None = None,
     on_episode: Callable[[Episode, int], None] = lambda episode, left: None,
     **flags: Any,
 ) -> Evaluation:
@@ -174,6 +175,8 @@ def evaluate(
       greedy: take the likeliest action; otherwise actions are sampled, as in training.
       seed: of environments and sampling; by default the run's seed plus SEED_OFFSET.
       video: film a game of every level (see ``video.Recorder``) into ``<logdir>/video``.
+      camera: makes what looks on of a level's name, the frames trained for and the spec; games are
+        then played one after another, each level's in one environment.
       on_episode: called with each counted game as it ends, and how many are still to play.
       flags: in place of the run's own, any of OVERRIDES.
 
@@ -202,12 +205,15 @@ def evaluate(
     frames = int(state["frames"])
     seed = (config.seed + SEED_OFFSET) % 2**31 if seed is None else seed
     policy = _policy(config, spec, state["net"], device, seed, greedy)
-    jobs = plan(levels, num_episodes, *_limits(config))
-    if video:
+    max_envs, num_lanes = _limits(config) if camera is None else (1, 1)
+    jobs = plan(levels, num_episodes, max_envs, num_lanes)
+    if camera is not None:
+        jobs = [job._replace(recorder=camera(job.level_name, frames, spec)) for job in jobs]
+    elif video:
         jobs = [_filmed(job, logdir / "video", frames, spec) for job in jobs]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            played = runner.run(_play(config, policy, jobs, seed, on_episode))
+            played = runner.run(_play(config, policy, jobs, num_lanes, seed, on_episode))
         except BaseExceptionGroup as failures:
             raise first_of(failures) from None
     results = _results(jobs, played, spec)
@@ -260,7 +266,7 @@ def _filmed(job: Job, folder: Path, frames: int, spec: EnvSpec) -> Job:
 
 
 async def _play(
-    config: Config, policy: Policy, jobs: list[Job], seed: int,
+    config: Config, policy: Policy, jobs: list[Job], num_lanes: int, seed: int,
     on_episode: Callable[[Episode, int], None],
 ) -> list[Played]:  # fmt: skip
     def make(job: Job) -> EnvGroup:
@@ -280,7 +286,7 @@ async def _play(
         make,
         batcher,
         policy.initial_state,
-        num_lanes=_limits(config)[1],
+        num_lanes=num_lanes,
         stall_timeout_s=config.stall_timeout_s,
         on_episode=on_episode,
     )

@@ -135,7 +135,7 @@ class Recorder:
         self._level_name = level_name
         self._frames = frames
         self._rate = frames_per_s(level_name, spec.action_repeats)
-        self._film: _Film | None = None
+        self._film: Film | None = None
         self._clip = _Frames()
         self.done = False
 
@@ -148,7 +148,7 @@ class Recorder:
             return
         frame = self._picture(row.observation, 0)
         if self._film is None:
-            self._film = _Film(self._av, self._beside, self._rate, frame.shape)
+            self._film = Film(self._av, self._beside, self._rate, frame.shape)
         self._film.add(frame)
         self._clip.add(frame)
         if any(episode.env_index == 0 for episode in row.episodes):
@@ -178,7 +178,7 @@ class Recorder:
         writer.close()
 
 
-class _Film:
+class Film:
     """An H.264 file, encoded as frames come in."""
 
     def __init__(self, av: Any, path: Path, rate: Fraction, shape: tuple[int, ...]) -> None:
