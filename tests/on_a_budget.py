@@ -1,0 +1,64 @@
+"""A program of the documentation, run with a small budget: what stands for it in a test's ``.venv``.
+
+``python on_a_budget.py PROGRAM ARGUMENTS...`` becomes that program with the flags of ``BUDGETS``
+behind its own, where the last one counts.  A server is asked for its first page, and ended.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+
+_BENCH = ["--seconds=1", "--rounds=1"]
+BUDGETS: dict[str, list[str]] = {
+    "asyncagent train": ["--total_environment_frames=2000"],
+    "asyncagent test": ["--test_num_episodes=2"],
+    "asyncagent bench": ["--seconds=3", "--warmup_s=1"],
+    "asyncagent tune": ["--seconds=3", "--warmup_s=1", "--minutes=0.1"],
+    "-m experiment": ["--total_environment_frames=2000"],
+    "scripts/bench_train.py": ["--seconds=3", "--warmup_s=1"],
+    "scripts/bench_reference.py": _BENCH,
+    "scripts/bench_loop.py": _BENCH,
+    "scripts/bench_batcher.py": _BENCH,
+    "tensorboard": ["--port=0"],
+    "-m mkdocs serve": ["--dev-addr=127.0.0.1:0"],
+}
+"""By how a command begins."""
+SERVERS = ("tensorboard", "-m mkdocs serve")
+MODULES = {"asyncagent": "asyncagent", "tensorboard": "tensorboard.main"}
+"""Programs other than Python itself, and what Python runs for them."""
+
+
+def main(program: str, *arguments: str) -> None:
+    """Be the program, or talk to it; ends this one with its exit status."""
+    line = " ".join([*([] if program == "python" else [program]), *arguments])
+    key = next((start for start in BUDGETS if f"{line} ".startswith(f"{start} ")), "")
+    # -P: as a program that is installed, without the folder that it is started in.
+    what = ["-P", "-m", MODULES[program]] if program in MODULES else []
+    command = [sys.executable, *what, *arguments, *BUDGETS.get(key, [])]
+    if key in SERVERS:
+        ask(command)
+    else:
+        os.execv(command[0], command)
+
+
+def ask(command: list[str]) -> None:
+    """Start a server, read the page that it says it is at, end it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        assert server.stdout is not None
+        for raw in server.stdout:
+            print(raw.decode(), end="", flush=True)
+            found = re.search(r"http://[\w.:]+/?", raw.decode())
+            if found:
+                with urllib.request.urlopen(found[0], timeout=60) as page:
+                    print("its page:", len(page.read()), "bytes")
+                server.terminate()
+                return
+    sys.exit("it ended without a word about where it is")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
