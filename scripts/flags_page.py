@@ -33,13 +33,13 @@ INTRODUCTION = """<!-- written by scripts/flags_page.py from asyncagent/config.p
 # Every flag of training
 
 Flags of `asyncagent train` and `./scripts/train`; `asyncagent bench`, `tune`, `check-env` and
-`dmlab-cache` take them as well. A value follows as `--flag=value` or `--flag value`, `_` and `-` are the
-same in names; a switch is turned on by `--flag` and off by `--no_flag`. Other commands have few flags:
-`asyncagent COMMAND --help`. What the value must be is checked before anything starts.
+`dmlab-cache` take them as well. A value follows as `--flag=value` or `--flag value`, `_` and `-`
+are the same in names; a switch is turned on by `--flag` and off by `--no_flag`. What a value must
+be is checked before anything starts. Other commands have few flags: `asyncagent COMMAND --help`.
 
-The defaults here are those of `Config` itself. What a level's preset changes is [below](#presets);
-numbers of actors, groups and threads are chosen by the machine's cores. `--help` shows what comes of
-that here.
+The defaults here are those of `Config` itself. What a level's preset changes is
+[below](#presets); numbers of actors, groups and threads are chosen by the machine's cores.
+`asyncagent train --help` shows what comes of that on yours.
 """
 PRESETS_TEXT = """
 ## Presets

@@ -1,4 +1,4 @@
-"""A program of the documentation, run with a small budget: what stands for it in a test's ``.venv``.
+"""A program of the documentation on a small budget: what stands for it in a test's ``.venv``.
 
 ``python on_a_budget.py PROGRAM ARGUMENTS...`` becomes that program with the flags of ``BUDGETS``
 behind its own, where the last one counts.  A server is asked for its first page, and ended.

@@ -6,10 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
-import flags_page
 import pytest
 
 import asyncagent
+import flags_page
 from asyncagent.__main__ import COMMANDS, main
 from asyncagent.commands import check_env
 from asyncagent.config import resolve
@@ -36,7 +36,7 @@ by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relat
 
 @by_page
 def test_blocks(page: Path) -> None:
-    """Every block of code says what it is, and every mark above one is a known one, with a reason."""
+    """Every block of code says what it is, and every mark above one is known and has a reason."""
     for block in blocks_of(page):
         assert block.kind in KINDS, f"{block.place}: kind {block.kind!r}"
         reason = block.mark.removeprefix(NOT_RUN)
