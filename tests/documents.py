@@ -83,6 +83,13 @@ def commands_of(page: Path) -> Iterator[str]:
         yield " ".join(code.split())
 
 
+def inline_commands_of(page: Path) -> list[str]:
+    """The whole commands within a page's text: with ``.venv/bin/``, without places to fill in."""
+    codes = (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose_of(page)))
+    whole = re.compile(r"\.venv/bin/\S+ [^…<\[]*(?<!\.\.\.)")
+    return list(dict.fromkeys(code for code in codes if whole.fullmatch(code)))
+
+
 def anchors_of(page: Path) -> set[str]:
     """What links may name in a page, as Markdown renderers make it of headings."""
     text = _FENCE.sub("", page.read_text("utf-8"))

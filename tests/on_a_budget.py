@@ -23,6 +23,16 @@ BUDGETS: dict[str, list[str]] = {
     "scripts/bench_reference.py": _BENCH,
     "scripts/bench_loop.py": _BENCH,
     "scripts/bench_batcher.py": _BENCH,
+    "scripts/bench_envs.py": _BENCH,
+    "scripts/bench_doom_hosts.py": [*_BENCH, "--groups=1", "--games=2"],
+    "scripts/bench_actors.py": [
+        *("--num_actors", "8", "--batch_size", "8", "--seconds=3", "--warmup_s=1"),
+    ],
+    "scripts/bench_remote.py": [
+        *(*_BENCH, "--training_rounds=1", "--training_seconds=3", "--warmup_s=1"),
+    ],
+    "scripts/bench_pixel_init.py": ["--updates=20"],
+    "scripts/show_faults.py": ["--after=20"],
     "tensorboard": ["--port=0"],
     "-m mkdocs serve": ["--dev-addr=127.0.0.1:0"],
 }

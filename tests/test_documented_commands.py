@@ -9,15 +9,18 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import on_a_budget
-from tests.documents import PAGES, ROOT, TOGETHER, Block, blocks_of
+from tests.documents import PAGES, ROOT, TOGETHER, Block, blocks_of, inline_commands_of
 
 WATCHDOG_S = 600.0
 """Longest that a block may take; mostly it is seconds."""
+NOT_RUN = {"scripts/bench_peers.py": "installs another trainer"}
+"""Commands within the text that are not run: why."""
 SETUP = "#!/bin/sh\n# What it makes is there.\n"
 
 
@@ -88,18 +91,25 @@ class Checkout:
         )  # fmt: skip
 
 
+def to_run(page: Path) -> Iterator[Block]:
+    """What is run of a page: its blocks, then the commands within its text."""
+    yield from (block for block in blocks_of(page) if block.is_run)
+    for command in inline_commands_of(page):
+        if not any(name in command for name in NOT_RUN):
+            yield Block(str(page.relative_to(ROOT)), 0, "sh", command, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(block.is_run for block in blocks_of(page))],
+    [page for page in PAGES if any(to_run(page))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_page(page: Path, tmp_path: Path) -> None:
     """Whoever follows the page from top to bottom, with little time, sees no command fail."""
     checkout = Checkout(tmp_path)
-    for block in blocks_of(page):
-        if block.is_run:
-            checkout.run(block)
+    for block in to_run(page):
+        checkout.run(block)
 
 
 @pytest.mark.slow
