@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -34,7 +35,7 @@ BUDGETS: dict[str, list[str]] = {
     "scripts/bench_pixel_init.py": ["--updates=20"],
     "scripts/show_faults.py": ["--after=20"],
     "tensorboard": ["--port=0"],
-    "-m mkdocs serve": ["--dev-addr=127.0.0.1:0"],
+    "-m mkdocs serve": ["--dev-addr=127.0.0.1:PORT"],
 }
 """By how a command begins."""
 SERVERS = ("tensorboard", "-m mkdocs serve")
@@ -48,7 +49,8 @@ def main(program: str, *arguments: str) -> None:
     key = next((start for start in BUDGETS if f"{line} ".startswith(f"{start} ")), "")
     # -P: as a program that is installed, without the folder that it is started in.
     what = ["-P", "-m", MODULES[program]] if program in MODULES else []
-    command = [sys.executable, *what, *arguments, *BUDGETS.get(key, [])]
+    budget = [flag.replace("PORT", str(free_port())) for flag in BUDGETS.get(key, [])]
+    command = [sys.executable, *what, *arguments, *budget]
     if key in SERVERS:
         ask(command)
     else:
@@ -58,16 +60,25 @@ def main(program: str, *arguments: str) -> None:
 def ask(command: list[str]) -> None:
     """Start a server, read the page that it says it is at, end it."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
-        assert server.stdout is not None
-        for raw in server.stdout:
-            print(raw.decode(), end="", flush=True)
-            found = re.search(r"http://[\w.:]+/?", raw.decode())
-            if found:
-                with urllib.request.urlopen(found[0], timeout=60) as page:
-                    print("its page:", len(page.read()), "bytes")
-                server.terminate()
-                return
+        try:
+            assert server.stdout is not None
+            for raw in server.stdout:
+                print(raw.decode(), end="", flush=True)
+                found = re.search(r"http://[\w.:]+/?", raw.decode())
+                if found:
+                    with urllib.request.urlopen(found[0], timeout=60) as page:
+                        print("its page:", len(page.read()), "bytes")
+                    return
+        finally:
+            server.kill()
     sys.exit("it ended without a word about where it is")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 if __name__ == "__main__":
