@@ -39,6 +39,7 @@ setup(
         # The maps of the battle scenarios are in envpool's assets, the others in vizdoom.
         "doom": ["vizdoom>=1.3", "envpool-assets>=0.3"],
         "gym": ["gymnasium>=1.1"],
+        "plot": ["matplotlib>=3.9"],
         "ray": ["ray>=2.48"],
         "video": ["av>=14", "pillow>=10"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],

@@ -27,6 +27,8 @@ COMMANDS = {
     "actors": "run environments for a learner elsewhere",
     "keys": "make a key pair for encrypted actor hosts",
     "test": "play fresh episodes with a checkpoint of a run",
+    "plot": "draw the learning curves of runs",
+    "compare": "compare runs in a table",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
     "replay-batch": "explain why an update was skipped, from the batch that was kept",

@@ -125,9 +125,10 @@ def choose_checkpoint(logdir: Path, which: str) -> tuple[Path, dict[str, Any]]:
     path = logdir / (BEST if which == "best" else which)
     if not path.is_file():
         names = [path.name for path in checkpoint_paths(logdir)]
+        if not names:
+            raise CheckpointError(f"no checkpoint in {logdir}: give the --logdir of a training run")
         raise CheckpointError(
-            f"{path} is not there: --checkpoint must be newest, best or one of "
-            f"{', '.join(names) or 'no file'}"
+            f"{path} is not there: --checkpoint must be newest, best or one of {', '.join(names)}"
         )
     try:
         return path, _read(path)

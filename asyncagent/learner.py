@@ -19,7 +19,7 @@ from asyncagent.crew import Crew
 from asyncagent.cuda import Graphs, Lane, wait_for
 from asyncagent.cuda_learning import BatchStep, Ended
 from asyncagent.losses import LossOutput, loss_of
-from asyncagent.metrics import LearnerStatistics
+from asyncagent.metrics import MAX_LAG_COUNTED, LearnerStatistics
 from asyncagent.models import forward, load_weights
 from asyncagent.optim import (
     clip_grad_norm,
@@ -173,6 +173,7 @@ class Learner:
             learning_rate=self.learning_rate,
             action_counts=self._action_counts,
             skipped_updates=self._skips.total,
+            policy_lag_counts=self._lag_counts,
         )
         self._reset_statistics()
         return statistics
@@ -319,6 +320,8 @@ class Learner:
         self._rows += rows
         self._lag_sum += int(lag.sum())
         self._lag_max = max(self._lag_max, int(lag.max(initial=0)))
+        counted = lag.clip(0, MAX_LAG_COUNTED)
+        self._lag_counts += np.bincount(counted, minlength=MAX_LAG_COUNTED + 1)
         self._action_counts += count_choices(self._actions, unroll.action[valid])
 
     def _judged_before(self, ended: Ended | None) -> Judged | None:
@@ -358,6 +361,7 @@ class Learner:
         self._rows = 0
         self._lag_sum = 0
         self._lag_max = 0
+        self._lag_counts: Any = 0
         self._action_counts: Any = 0
 
 

@@ -1,4 +1,4 @@
-"""train(config): builds everything, owns the TaskGroup and the order of the shutdown.
+"""train(config): runs what ``building`` has built, owns the TaskGroup and the shutdown's order.
 
 One event loop runs every actor, the learner's conversation with its queue, the reports and the
 checkpoints; whatever blocks (engines, forward passes, updates, files) has a named thread.  A task
@@ -10,40 +10,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import uvloop
 
 from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
-from asyncagent.bodies import has_image
-from asyncagent.checkpoint import load_checkpoint, locked
-from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config
-from asyncagent.envs import dmlab30, levels_of, make_group, usable_spec
+from asyncagent.board import Counts, TensorBoard
+from asyncagent.building import Parts, build, env_seed, level_of_group
+from asyncagent.checkpoint import locked
+from asyncagent.config import Config
+from asyncagent.envs import dmlab30
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
 from asyncagent.errors import EndOfUnrolls, GraceOver, NotFinite, UsageError
-from asyncagent.learner import Learner
-from asyncagent.lockstep import Begin, Lockstep, begin_lockstep
+from asyncagent.lockstep import Lockstep
 from asyncagent.metrics import (
     NO_HOSTS,
-    Counters,
     LearnerStatistics,
     Report,
 )
-from asyncagent.models import make_net
-from asyncagent.placement import keep_freed_memory, lower_priority
-from asyncagent.policy import Policy, resolve_devices, resolve_precision
-from asyncagent.records import MetricsFile, TensorBoard
-from asyncagent.remote import Learning, Listener, RemoteBridge, Weights, make_listener
-from asyncagent.saving import Saver, resume
+from asyncagent.records import MetricsFile
+from asyncagent.remote import Learning, RemoteBridge, Weights
+from asyncagent.saving import Saver
 from asyncagent.scores import Dmlab30Training
 from asyncagent.signals import AskedToStop
-from asyncagent.structs import EnvSpec, EnvStep, Episode, Loss, Unroll
+from asyncagent.structs import EnvStep, Episode, Loss, Unroll
 from asyncagent.tasks import cancel, endless, first_of, named, noted
 from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
@@ -99,7 +93,7 @@ async def _train(config: Config) -> TrainResult:
     logdir = Path(config.logdir)
     logdir.mkdir(parents=True, exist_ok=True)
     with locked(logdir), Watchdog(config.stall_timeout_s, logdir / "stall.txt") as watchdog:
-        run = await _Run.build(config, logdir, watchdog)
+        run = _Run(config, logdir, await build(config, logdir, watchdog), watchdog)
         run.saver.begin()
         with AskedToStop(run.ask_to_stop, run.limit_the_end):
             try:
@@ -113,18 +107,15 @@ async def _train(config: Config) -> TrainResult:
 class _Run:
     """Everything one training session is made of."""
 
-    def __init__(
-        self, config: Config, logdir: Path, groups: list[EnvGroup], policy: Policy,
-        learner: Learner, counters: Counters, spec: EnvSpec, listener: Listener | None,
-        watchdog: Watchdog, begin: Begin | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, config: Config, logdir: Path, parts: Parts, watchdog: Watchdog) -> None:
+        groups, policy, learner = parts.groups, parts.policy, parts.learner
         self.config = config
         self.watchdog = watchdog
         self.logdir = logdir
         self.groups = groups
         self.policy = policy
         self.learner = learner
-        self.counters = counters
+        self.counters = parts.counters
         self.stop = asyncio.Event()
         self.learner_thread = NamedThread("learner")
         self.files_thread = NamedThread("files")
@@ -137,119 +128,36 @@ class _Run:
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
-        self.tensorboard = TensorBoard(logdir, config.num_action_repeats, learner.frames)
+        self.tensorboard = TensorBoard(logdir, config, learner.frames)
         self.saver = Saver(config, logdir)
         self.dmlab30 = Dmlab30Training()
         self.last_report: Report | None = None
         self._figures: LearnerStatistics | None = None
-        self._action_counts: Any = 0
+        self._counts = Counts()
         # How often each actor and the learner have moved.
         self._moves = dict.fromkeys(("learner", *map(_actor_name, range(len(groups)))), 0)
         self._batcher_before = self.batcher.statistics()
         self.lockstep = None
-        if begin is not None:
+        if parts.begin is not None:
             self.lockstep = Lockstep(
-                begin, self.queue, self.stop, self._save, lambda: self.saver.wait_s
+                parts.begin, self.queue, self.stop, self._save, lambda: self.saver.wait_s
             )
         self.bridge = None
-        if listener is not None:
+        if parts.listener is not None:
             self.bridge = RemoteBridge(
-                config, spec, listener, self._learning(), _env_seed(config, learner)
+                config, parts.spec, parts.listener, self._learning(), env_seed(config, learner)
             )
             _log.info("actor hosts may connect to %s", self.bridge.endpoint)
-
-    @classmethod
-    async def build(cls, config: Config, logdir: Path, watchdog: Watchdog) -> _Run:
-        torch.set_num_threads(1)
-        keep_freed_memory()
-        sys.setswitchinterval(config.switch_interval_ms / 1000)
-        device, acting = resolve_devices(config)
-        dtype = resolve_precision(config.precision, device)
-        where = str(device) if acting == device else f"{device}, inference on {acting}"
-        _log.info("device %s, precision %s", where, str(dtype).removeprefix("torch."))
-        builder = NamedThread("build-envs")
-        builder.submit(lambda: lower_priority(config.env_niceness))
-        try:
-            return await watchdog.during(
-                cls._build(config, logdir, device, acting, dtype, builder, watchdog),
-                lambda: {"build-envs": of_thread(builder)},
-            )
-        finally:
-            builder.close()
-
-    @classmethod
-    async def _build(
-        cls, config: Config, logdir: Path, device: torch.device, acting: torch.device,
-        dtype: torch.dtype, builder: NamedThread, watchdog: Watchdog,
-    ) -> _Run:  # fmt: skip
-        listener = make_listener(config) if config.listen else None
-        if config.benchmark_mode:
-            _log.warning("benchmark_mode: actions are random, whatever the policy says")
-        if config.num_actors > MAX_ACTORS_PER_COLUMN * config.batch_size:
-            _log.warning(
-                "num_actors=%d is more than %d times batch_size=%d: actions will be learned from "
-                "many updates late, and beyond 20 to 30 that hurts (policy_lag in the reports)",
-                config.num_actors,
-                MAX_ACTORS_PER_COLUMN,
-                config.batch_size,
-            )
-        if len(levels_of(config.level_name)) > config.num_groups and not config.listen:
-            _log.warning(
-                "num_groups=%d: only the first so many of the %d levels are played",
-                config.num_groups,
-                len(levels_of(config.level_name)),
-            )
-        spec = await builder.run(usable_spec, config)
-        if config.net == "mlp" and has_image(spec.observation):
-            _log.warning("net=mlp takes an image as so many numbers; try --net=shallow")
-        net = make_net(config.net, spec, config.use_lstm, config.seed)
-        policy = Policy(
-            net,
-            spec.actions,
-            acting,
-            dtype,
-            config.seed,
-            config.inference_threads,
-            random_actions=config.benchmark_mode,
-        )
-        learner = Learner(config, net, spec.actions, device, dtype, policy, spec.observation)
-        time_s = 0.0
-        found = load_checkpoint(logdir)
-        if found is not None:
-            path, state = found
-            time_s = resume(config, path, state, learner, policy)
-            _log.info("resumed from %s", path)
-        groups = [
-            await builder.run(
-                lambda index=index: make_group(
-                    config,
-                    level_name=_level_of_group(config, index),
-                    num_envs=config.group_size,
-                    first_env_index=index * config.group_size,
-                    seed=_env_seed(config, learner),
-                )
-            )
-            for index in range(config.num_groups)
-        ]
-        begin = None
-        if config.deterministic:
-            begin = await begin_lockstep(
-                groups, None if found is None else found[1], policy.initial_state
-            )
-        counters = Counters(config.num_action_repeats, learner.frames, learner.updates, time_s)
-        run = cls(
-            config, logdir, groups, policy, learner, counters, spec, listener, watchdog, begin
-        )
-        if found is not None:
-            run._restore(found[1])
-        return run
+        if parts.resumed is not None:
+            self._restore(parts.resumed)
 
     async def to_the_end(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             actors = [
                 tasks.create_task(
                     endless(
-                        _actor_name(index), self._act(_actor_name(index), self._level(index), group)
+                        _actor_name(index),
+                        self._act(_actor_name(index), level_of_group(self.config, index), group),
                     )
                 )
                 for index, group in enumerate(self.groups)
@@ -390,9 +298,6 @@ class _Run:
             if scores is not None:
                 self.counters.dmlab30_scores = scores
 
-    def _level(self, index: int) -> str:
-        return _level_of_group(self.config, index)
-
     async def _learn(self) -> None:
         while self.learner.frames < self.config.total_environment_frames:
             try:
@@ -453,7 +358,9 @@ class _Run:
 
     async def _report(self, summary: bool) -> None:
         figures = await self.learner_thread.run(self.learner.take_statistics)
-        self._action_counts += figures.action_counts
+        batches = self.batcher.statistics()
+        recent = batches.since(self._batcher_before)
+        self._counts = self._counts.plus(figures, recent.batch_size_histogram)
         if figures.num_updates == 0 and self._figures is not None:
             # Means are still the last ones; where the learner is, is known.
             figures = self._figures._replace(
@@ -463,10 +370,9 @@ class _Run:
                 learning_rate=figures.learning_rate,
             )
         self._figures = figures
-        batches = self.batcher.statistics()
         report = self.counters.report(
             figures,
-            batches.since(self._batcher_before).mean_batch_size,
+            recent.mean_batch_size,
             len(self.queue),
             NO_HOSTS if self.bridge is None else self.bridge.report(),
         )
@@ -475,9 +381,9 @@ class _Run:
         self.terminal.show(report)
         await self.files_thread.run(self.metrics_file.write, report)
         if summary:
-            episodes, actions = self.counters.take_episodes(), self._action_counts
-            self._action_counts = 0
-            await self.files_thread.run(self.tensorboard.write, report, episodes, actions)
+            episodes, counts = self.counters.take_episodes(), self._counts
+            self._counts = Counts()
+            await self.files_thread.run(self.tensorboard.write, report, episodes, counts)
 
     async def _save_forever(self) -> None:
         if self.lockstep is not None:  # which knows when to save
@@ -505,17 +411,6 @@ class _Run:
             self.counters.restore(state["counters"])
             self.dmlab30.restore(state["dmlab30"])
             self.saver.num_saves = state["num_saves"]
-
-
-def _level_of_group(config: Config, index: int) -> str:
-    """Levels are dealt out to the groups round robin."""
-    levels = levels_of(config.level_name)
-    return levels[index % len(levels)]
-
-
-def _env_seed(config: Config, learner: Learner) -> int:
-    """A resumed run plays other games than those it began with."""
-    return (config.seed + learner.updates) % 2**31
 
 
 def _actor_name(index: int) -> str:

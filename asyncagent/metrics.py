@@ -16,6 +16,8 @@ from asyncagent.structs import EnvStep, Episode, Loss
 
 EPISODE_WINDOW = 100
 """Episode means are over the last so many games."""
+MAX_LAG_COUNTED = 127
+"""Policy lags are counted one by one up to here."""
 
 
 class LevelReport(NamedTuple):
@@ -165,6 +167,8 @@ class LearnerStatistics(NamedTuple):
     """int64 [A]: how often each action was learned from."""
     skipped_updates: int = 0
     """Updates since this session started whose loss or gradient was no number."""
+    policy_lag_counts: Any = 0
+    """int64 [MAX_LAG_COUNTED + 1]: rows learned from by their policy lag, the last what is more."""
 
 
 class _Level:

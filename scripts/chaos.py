@@ -6,8 +6,8 @@ connections, ViZDoom in worker processes, and a level whose net writes down ever
 learns from, with workers and two hosts.  Faults strike them one after the other: processes are
 killed and stopped, connections cut, ports, files and descriptors taken away or spoilt (--list
 shows the kinds).  What a user or systemd would start again is started again, with the same command
-line.  After every fault frames must go on and all that was there must be back: within 15 s, or
-30 s where the learner was struck.  No frame may be counted twice, nothing may be left over or grow
+line.  Frames must go on meanwhile, and all that was there must be back: within 15 s, or 30 s
+where the learner was struck.  No frame may be counted twice, nothing may be left over or grow
 without end, and a run of catch that is struck three times must have learnt in the end.
 
     python scripts/chaos.py --minutes=20 --seed=1 [--json=FILE] [--keep] [--only=KIND,...]

@@ -31,6 +31,7 @@ from endurance.faults import INJECT, damage
 from endurance.leaks import Sample, Watch, files_in, growth, left_behind
 from endurance.plan import HOLDS_S, KINDS, Fault, plan
 from endurance.processes import MARK, Held, Seen, held, look, strays, workers_of
+from endurance.recovery import Recovery, judge
 from endurance.report import Outcome
 
 RUNS = {"a": {"workers"}, "b": {"hosts"}, "c": {"workers", "hosts"}}
@@ -283,7 +284,7 @@ def test_what_is_left_behind_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "moved_s", "whole_s", "recovery_s", "survived"),
+    ("kind", "pause_s", "whole_s", "recovery_s", "survived"),
     [
         ("kill_worker", 1.0, 14.0, 14.0, True),
         ("kill_worker", 16.0, 2.0, 16.0, False),
@@ -295,14 +296,57 @@ def test_what_is_left_behind_is_named() -> None:
 )
 def test_judgement(
     kind: str,
-    moved_s: float | None,
+    pause_s: float | None,
     whole_s: float | None,
     recovery_s: float | None,
     survived: bool,
 ) -> None:
     """Frames must go on and everything must be back, in time."""
-    seconds, problem = report.judge(kind, moved_s, whole_s)
+    seconds, problem = judge(kind, pause_s, whole_s)
     assert (seconds, problem == "") == (recovery_s, survived)
+
+
+def test_recovery_of_a_worker_that_is_held() -> None:
+    """It is due from the beginning: replaced, or let go, after 7 s; frames stood still for 4."""
+    recovery = Recovery(100.0, 500)
+    for now_s, progress, whole in [
+        (100.2, 500, True),  # not yet stopped
+        (100.4, 500, False),
+        (104.0, 600, False),
+        (106.0, 650, False),
+        (107.0, 700, True),
+        (108.0, 700, True),
+    ]:
+        recovery.see(now_s, progress, whole)
+        assert not recovery.complete
+    recovery.over(110.0, restart=False)
+    recovery.see(110.0, 800, True)
+    assert recovery.complete
+    assert (recovery.pause_s, recovery.whole_s) == (4.0, 7.0)
+
+
+def test_recovery_that_does_not_last() -> None:
+    """What is gone again was not back."""
+    recovery = Recovery(0.0, 0)
+    recovery.see(1.0, 10, True)
+    recovery.see(2.0, 20, False)
+    recovery.over(3.0, restart=False)
+    recovery.see(3.0, 30, False)
+    assert not recovery.complete
+    recovery.see(9.0, 30, True)
+    assert (recovery.pause_s, recovery.whole_s) == (2.0 - 1.0, 9.0)
+
+
+def test_recovery_of_a_host_begins_when_the_fault_is_over() -> None:
+    """Nothing can be back before; frames that stood still meanwhile count all the same."""
+    recovery = Recovery(0.0, 0)
+    recovery.see(5.0, 0, True)
+    recovery.over(12.0, restart=True)
+    recovery.see(12.0, 0, False)
+    assert not recovery.complete
+    recovery.see(14.5, 10, True)
+    assert recovery.complete
+    assert (recovery.pause_s, recovery.whole_s) == (14.5, 2.5)
 
 
 OUTCOMES = [

@@ -109,6 +109,9 @@ def test_the_best_is_the_last_resort(tmp_path: Path) -> None:
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
     """The message says which there are; a damaged one is not taken for another."""
+    for which in ("newest", "best", name(5)):
+        with pytest.raises(CheckpointError, match=f"no checkpoint in {tmp_path}"):
+            choose_checkpoint(tmp_path, which)
     save_checkpoint(tmp_path, state(5))
     with pytest.raises(CheckpointError, match=rf"best.pt is not there: .* {name(5)}"):
         choose_checkpoint(tmp_path, "best")

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import asyncagent.loop as loop_module
+from asyncagent import building
 from asyncagent.__main__ import main
 from asyncagent.checkpoint import checkpoint_paths, load_checkpoint, locked
 from asyncagent.config import Config, resolve
@@ -73,8 +74,8 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
     def spec(config: Config) -> EnvSpec:
         return Group().spec
 
-    monkeypatch.setattr(loop_module, "make_group", make)
-    monkeypatch.setattr(loop_module, "usable_spec", spec)
+    monkeypatch.setattr(building, "make_group", make)
+    monkeypatch.setattr(building, "usable_spec", spec)
     return made
 
 
@@ -309,7 +310,7 @@ def test_an_engine_that_cannot_be_made_is_a_stall(
 ) -> None:
     """A run that hangs before it has begun says so."""
     stuck = threading.Event()
-    monkeypatch.setattr(loop_module, "make_group", lambda *_, **__: stuck.wait(WATCHDOG_S))
+    monkeypatch.setattr(building, "make_group", lambda *_, **__: stuck.wait(WATCHDOG_S))
     with pytest.raises(Stalled, match="build-envs has not moved"):
         train(config(tmp_path, stall_timeout_s=0.5))
     stuck.set()
@@ -344,7 +345,7 @@ def test_updates_that_are_none_end_the_run(
 ) -> None:
     """Its last line names the batch that was kept, the weights of before are checkpointed, and the
     command that the line gives explains what was wrong, and whose reward it was."""
-    monkeypatch.setattr(loop_module, "make_group", lambda config, level_name, **_: Unwell())
+    monkeypatch.setattr(building, "make_group", lambda config, level_name, **_: Unwell())
     flags = {"total_environment_frames": 10**9, "max_skipped_updates": 3}
     with pytest.raises(NotFinite) as caught:
         train(config(tmp_path, **flags))
@@ -556,7 +557,7 @@ def test_lost_environments_are_reported_and_their_frames_not_counted(
         groups.append(Group(lost=[(0, row) for row in range(10, 20)]))
         return groups[-1]
 
-    monkeypatch.setattr(loop_module, "make_group", make)
+    monkeypatch.setattr(building, "make_group", make)
     result = train(config(tmp_path, batch_size=2, num_actors=2, num_groups=1))
     assert result.last_report is not None and result.last_report.env_losses == 1
     assert result.frames >= 2000

@@ -15,8 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import asyncagent.commands.train as train_command
-import asyncagent.loop as loop_module
-from asyncagent import evaluate
+from asyncagent import building, evaluate
 from asyncagent.checkpoint import BEST, checkpoint_paths, load_checkpoint, write_state
 from asyncagent.commands.train import configure
 from asyncagent.config import LEARNING_FLAGS, TUNED_FLAGS, Config, resolve
@@ -360,7 +359,7 @@ def test_what_tune_chooses_may_always_change() -> None:
 
 def test_the_best_can_be_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test takes the best checkpoint, or any, by name, and says which it was."""
-    monkeypatch.setattr(loop_module, "_log", logging.getLogger("nobody"))
+    monkeypatch.setattr(building, "_log", logging.getLogger("nobody"))
     train(config(tmp_path))
     found = load_checkpoint(tmp_path)
     assert found is not None

@@ -12,7 +12,7 @@ LIMIT_S: Mapping[Hit, float] = {"worker": 15.0, "host": 15.0, "port": 15.0, "lea
 """Longest that frames may take to go on, and all that was there to be back, by what was hit."""
 
 ENV_TIMEOUT_S = 6.0
-"""After which a worker that does not answer is given up; its replacement starts in 5 to 8 s."""
+"""After which a worker that does not answer is given up, and replaced."""
 HOLDS_S: Mapping[str, tuple[float, float]] = {
     "stop_worker": (2.0, 18.0),
     "stop_host": (2.0, 12.0),

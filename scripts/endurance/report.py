@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
     at_s: float
     """Since the trial began."""
     recovery_s: float | None
-    """Until frames went on and all was there again; None if that never came."""
+    """Longest pause of frames, or until all was there again; None if that never came."""
     problem: str
     """Why it was not survived; "" if it was."""
 
@@ -40,26 +40,6 @@ class Row(NamedTuple):
     """Of the recoveries, the late ones included; None without any."""
     slowest_s: float | None
     limit_s: float
-
-
-def judge(
-    kind: str, moved_s: float | None, whole_s: float | None, patience: float = 1.0
-) -> tuple[float | None, str]:
-    """Recovery in seconds and what is wrong with it.
-
-    Args:
-      moved_s: until frames went on; None: never.
-      whole_s: until everything was there again; None: never.
-      patience: the limit is so many times longer.
-    """
-    limit_s = patience * LIMIT_S[KINDS[kind].hits]
-    if moved_s is None:
-        return None, "no more frames"
-    if whole_s is None:
-        return None, "not everything came back"
-    recovery_s = max(moved_s, whole_s)
-    late = f"after {recovery_s:.1f} s, later than {limit_s:.0f}"
-    return recovery_s, late if recovery_s > limit_s else ""
 
 
 def rows(outcomes: Sequence[Outcome], patience: float = 1.0) -> list[Row]:

@@ -15,7 +15,8 @@ from endurance.leaks import STRAY_S, Watch, files_in, left_behind
 from endurance.plan import KINDS, LIMIT_S, Fault
 from endurance.processes import held, look, strays
 from endurance.programs import TICK_S, Broken, Place, Program, until
-from endurance.report import Outcome, judge
+from endurance.recovery import Recovery, judge
+from endurance.report import Outcome
 from endurance.runs import CountedRun, Run, make_runs
 
 LATE_S = 60.0
@@ -87,51 +88,47 @@ class Trial:
             await self._raise_the_fallen()
 
     async def _one(self, fault: Fault, run: Run, choice: random.Random) -> Outcome:
-        kind = KINDS[fault.kind]
         self.doing = f"{fault.kind} at {fault.run}"
         run.read()
-        began_s, progress = time.monotonic(), run.progress
-        broken = ""
-        try:
-            await INJECT[fault.kind](run, choice)
-        except Broken as error:
-            broken = str(error)
-        over_s = time.monotonic()
-        if kind.hits == "learner":
-            began_s, progress = over_s, run.progress
-        moved_s, whole_s = await self._recovery(
-            run, progress, self._place.patience * LIMIT_S[kind.hits] + LATE_S
-        )
+        at_s = self.elapsed_s
+        recovery, broken = await self._watched(fault.kind, run, choice)
         recovery_s, problem = judge(
-            fault.kind,
-            None if moved_s is None else moved_s - began_s,
-            None if whole_s is None else whole_s - over_s,
-            self._place.patience,
+            fault.kind, recovery.pause_s, recovery.whole_s, self._place.patience
         )
         problem = "; ".join(words for words in (broken, problem, self._accounts(run)) if words)
         if recovery_s is None:
             problem += f": {run.missing(run.num_lines)}"
-        at_s = began_s - self._began_s
         return Outcome(fault.number, fault.kind, fault.run, at_s, recovery_s, problem)
 
-    async def _recovery(
-        self, run: Run, progress: int, within_s: float
-    ) -> tuple[float | None, float | None]:
-        """When frames went on, and when all was there again; None: not in time."""
-        lines = run.num_lines
-        moved_s = whole_s = None
-        deadline_s = time.monotonic() + within_s
-        while moved_s is None or whole_s is None:
-            now_s = time.monotonic()
-            if now_s > deadline_s or run.fallen():
-                break
-            run.read()
-            if moved_s is None and run.progress > progress:
-                moved_s = now_s
-            if whole_s is None and not run.missing(lines):
-                whole_s = now_s
-            await asyncio.sleep(TICK_S)
-        return moved_s, whole_s
+    async def _watched(self, kind: str, run: Run, choice: random.Random) -> tuple[Recovery, str]:
+        """Let a fault strike, and look until the run has recovered; what was broken on the way.
+
+        A worker is replaced by whom it belongs to, whatever the fault still does: that is due from
+        the beginning. A host cannot be back before the fault is over, nor can a learner, of which
+        nothing is expected until then.
+        """
+        hits = KINDS[kind].hits
+        limit_s = self._place.patience * LIMIT_S[hits] + LATE_S
+        recovery, lines = Recovery(time.monotonic(), run.progress), run.num_lines
+        async with asyncio.TaskGroup() as tasks:
+            fault = tasks.create_task(_strike(kind, run, choice))
+            while not fault.done():
+                if hits != "learner":
+                    run.read()
+                    whole = hits == "worker" and not run.missing(lines)
+                    recovery.see(time.monotonic(), run.progress, whole)
+                await asyncio.wait({fault}, timeout=TICK_S)
+            if hits == "learner":
+                recovery = Recovery(time.monotonic(), run.progress)
+            if hits != "worker":
+                lines = run.num_lines
+            recovery.over(time.monotonic(), restart=hits != "worker")
+            deadline_s = time.monotonic() + limit_s
+            while not recovery.complete and time.monotonic() < deadline_s and not run.fallen():
+                run.read()
+                recovery.see(time.monotonic(), run.progress, not run.missing(lines))
+                await asyncio.sleep(TICK_S)
+        return recovery, fault.result()
 
     def _accounts(self, run: Run) -> str:
         """What is newly wrong with them."""
@@ -195,3 +192,12 @@ class Trial:
             ):
                 if problem:
                     self._complain(problem)
+
+
+async def _strike(kind: str, run: Run, choice: random.Random) -> str:
+    """What went wrong with the fault itself; "" if nothing did."""
+    try:
+        await INJECT[kind](run, choice)
+    except Broken as error:
+        return str(error)
+    return ""
