@@ -37,7 +37,7 @@ setup(
         "atari": ["envpool>=1.2; platform_machine in 'x86_64 AMD64 aarch64 arm64'"],
         "ale": ["ale-py>=0.12", "gymnasium>=1.1"],
         # The maps of the battle scenarios are in envpool's assets, the others in vizdoom.
-        "doom": ["vizdoom>=1.3", "envpool-assets>=0.3"],
+        "doom": ["vizdoom>=1.3.1", "envpool-assets>=0.3"],
         "gym": ["gymnasium>=1.1"],
         "plot": ["matplotlib>=3.9"],
         "ray": ["ray>=2.48"],

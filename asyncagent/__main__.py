@@ -31,7 +31,9 @@ COMMANDS = {
     "compare": "compare runs in a table",
     "bench": "measure how fast this machine trains, and how fast it could",
     "tune": "find this machine's fastest flags for a level",
+    "doctor": "say what limits a run, and what to change",
     "replay-batch": "explain why an update was skipped, from the batch that was kept",
+    "selftest": "check that everything computes here what it should",
     "check-env": "make an environment, step it, and say what is wrong with it",
     "dmlab-cache": "compile DeepMind Lab's levels ahead of a run",
 }

@@ -9,6 +9,7 @@ import numpy as np
 
 from asyncagent.envs.base import EnvGroup
 from asyncagent.structs import ActionArray, EnvStep, Nest, PolicyStep, Unroll
+from asyncagent.tracks import KEEPS_BOOKS, STEPS, WAITS_ACTIONS, WAITS_LEARNER, Track
 from asyncagent.unroll import UnrollBuffers, UnrollWriter, empty_unroll
 
 Infer = Callable[..., Awaitable[PolicyStep]]
@@ -39,6 +40,7 @@ async def act(
     *,
     carried: Carried | None = None,
     between: Callable[[Carried], Awaitable[None]] | None = None,
+    track: Track | None = None,
 ) -> None:
     """Step ``group`` with the policy for ever and put an unroll every T steps.
 
@@ -47,9 +49,11 @@ async def act(
       on_row: called with every row.
       carried: go on from there; the group has been restored, and is not reset.
       between: awaited between two unrolls.
+      track: of four states, told what the group does.
 
     Ends by cancellation, or by EndOfUnrolls once nobody takes unrolls any more.
     """
+    track = track or Track(4)
     buffers = UnrollBuffers(
         lambda: empty_unroll(unroll_length, group.num_envs, group.spec, initial_state)
     )
@@ -64,16 +68,22 @@ async def act(
         writer = UnrollWriter(buffers.take(), core_state)
         writer.add_row(row, last_action)
         for _ in range(unroll_length):
+            track.enter(WAITS_ACTIONS)
             choice = await infer(row.observation, row.reward, last_action, row.first, core_state)
+            track.enter(STEPS)
             writer.add_choice(choice)
             core_state = choice.core_state
             row = await group.step(choice.action)
+            track.enter(KEEPS_BOOKS)
             last_action = action_that_led_to(row, choice.action)
             writer.add_row(row, last_action)
             on_row(row)
-        await put(writer.finish(), buffers.give_back)
+        unroll = writer.finish()
+        track.enter(WAITS_LEARNER)
+        await put(unroll, buffers.give_back)
         if between is not None:
             await between(Carried(row, last_action, core_state))
+        track.enter(KEEPS_BOOKS)
 
 
 def action_that_led_to(row: EnvStep, action: ActionArray) -> ActionArray:

@@ -17,6 +17,7 @@ import numpy as np
 import optree
 
 from asyncagent.errors import AlreadyAnswered, BadBatch
+from asyncagent.tracks import COMPUTES, COPIES, Track
 
 Nest: TypeAlias = Any
 """Any tree that ``optree`` walks; here every leaf is an array or tensor of shape [rows, ...]."""
@@ -90,9 +91,18 @@ class Batch:
         self.rows = sum(sizes)
         self.requests = len(sizes)
 
-    def compute(self, fn: Callable[..., Nest]) -> Sequence[Nest]:
-        """``fn`` of all rows; returns each request's share. BadBatch if ``fn`` miscounts."""
-        return _split(fn(*self._form.concatenate(self._leaves)), self._sizes)
+    def compute(self, fn: Callable[..., Nest], track: Track | None = None) -> Sequence[Nest]:
+        """``fn`` of all rows; returns each request's share. BadBatch if ``fn`` miscounts.
+
+        ``track`` is told of copying and computing.
+        """
+        track = track or Track(3)
+        track.enter(COPIES)
+        args = self._form.concatenate(self._leaves)
+        track.enter(COMPUTES)
+        outputs = fn(*args)
+        track.enter(COPIES)
+        return _split(outputs, self._sizes)
 
     def answer(self, results: Sequence[Nest]) -> None:
         """Give every waiter its rows; the departed are skipped. AlreadyAnswered if repeated."""

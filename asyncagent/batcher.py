@@ -25,6 +25,7 @@ from typing import Any, Self
 from asyncagent.batch import Batch, FlushRule, Form, Future, Nest, Request, Statistics, Tally
 from asyncagent.errors import BadBatch, BatcherClosed
 from asyncagent.threads import NamedThread, Thread, deliverable, wake
+from asyncagent.tracks import WAITS, Track
 
 __all__ = [
     "Batch",
@@ -64,6 +65,7 @@ class DynamicBatcher:
         name: str = "inference",
         thread: Thread | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        track: Track | None = None,
     ) -> None:
         """Nothing is started before the first request.
 
@@ -77,6 +79,7 @@ class DynamicBatcher:
           name: of the thread and in messages.
           thread: where ``fn`` runs; None makes a thread, which ``close`` ends.
           clock: seconds, for ``statistics`` only; deadlines go by the event loop's clock.
+          track: of three states, told what the thread does.
 
         Raises:
           ValueError: an option is out of range.
@@ -90,6 +93,7 @@ class DynamicBatcher:
             raise ValueError(f"{timeout_ms=} must be >= 0 and finite: else a request may starve")
         self.name = name
         self._fn = fn
+        self._track = track or Track(3, clock)
         self._rule = FlushRule(minimum_batch_size, timeout_ms / 1000)
         self._maximum = maximum_batch_size
         self._clock = clock
@@ -329,9 +333,10 @@ class DynamicBatcher:
         results: Sequence[Nest] = ()
         failure: Exception | None = None
         try:
-            results = batch.compute(self._fn)
+            results = batch.compute(self._fn, self._track)
         except BaseException as error:
             failure = deliverable(error, "the batched function")
+        self._track.enter(WAITS)
         wake(loop, self._finish, loop, batch, results, failure, self._clock() - started_s)
 
     def _finish(

@@ -53,6 +53,7 @@ class Conversation:
     def __init__(
         self, endpoint: str, keys: tuple[KeyPair, bytes] | None, give_up_s: float,
         hello: Callable[[], Hello], handler: Handler, is_bulky: bool,
+        shares: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0),
     ) -> None:  # fmt: skip
         """
         Args:
@@ -60,6 +61,7 @@ class Conversation:
           give_up_s: see ``run``; 0: never.
           hello: what to say now.
           handler: gets every Welcome, and whatever is said between one and the next Hello.
+          shares: (steps, waits) of the next Ping.
           is_bulky: messages are so large that a Ping should not stand behind many.
         """
         self.welcomed = False
@@ -68,6 +70,7 @@ class Conversation:
         self._give_up_s = give_up_s
         self._hello = hello
         self._handler = handler
+        self._shares = shares
         self._most_sent = 2 if is_bulky else 1024
         self._outbox: deque[list[Buffer]] = deque()
         self._outgoing = asyncio.Event()
@@ -152,7 +155,7 @@ class Conversation:
                 self._say_hello()
             if self.welcomed and now_s - pinged_s >= PING_S:
                 pinged_s = now_s
-                ping = Ping(now_s, self._round_trip_s, self._reconnects)
+                ping = Ping(now_s, self._round_trip_s, self._reconnects, *self._shares())
                 self._outbox.appendleft([wire.encode_header(ping)])
                 self._outgoing.set()
             away_s = now_s - self._heard_s

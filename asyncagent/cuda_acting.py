@@ -9,6 +9,7 @@ from torch import Tensor
 
 from asyncagent.cuda import Graphs, Layout, Replayed, padded_rows, wait_for
 from asyncagent.structs import ActionSpace, Nest, map_nest
+from asyncagent.tracks import COMPUTES, COPIES, Track
 
 Forward = Callable[..., tuple[Tensor, Nest]]
 """(observation, reward, last_action, first, core_state), tensors [N, ...] -> logits float32
@@ -23,9 +24,13 @@ class PaddedBatches:
 
     def __init__(
         self, forward: Forward, choose: Callable[[Tensor], Tensor], actions: ActionSpace,
-        graphs: Graphs,
+        graphs: Graphs, track: Track | None = None,
     ) -> None:  # fmt: skip
-        """``forward`` is recorded, ``choose(logits) -> action`` is not: it draws at random."""
+        """``forward`` is recorded, ``choose(logits) -> action`` is not: it draws at random.
+
+        ``track`` is told of copying and computing.
+        """
+        self._track = track or Track(3)
         self._forward = forward
         self._choose = choose
         self._actions = actions
@@ -42,7 +47,7 @@ class PaddedBatches:
         if batch is None:
             batch = _Batch(size, inputs, self._forward, self._actions, self._graphs)
             self._batches[size] = batch
-        return batch.answer(inputs, num_rows, self._choose)
+        return batch.answer(inputs, num_rows, self._choose, self._track)
 
 
 class _Batch:
@@ -78,11 +83,13 @@ class _Batch:
         self._compute_all = Replayed(lambda: self._compute(size), graphs)
 
     def answer(
-        self, inputs: Nest, num_rows: int, choose: Callable[[Tensor], Tensor]
+        self, inputs: Nest, num_rows: int, choose: Callable[[Tensor], Tensor], track: Track
     ) -> tuple[np.ndarray, np.ndarray, Nest]:
+        track.enter(COPIES)
         map_nest(lambda target, leaf: np.copyto(target[:num_rows], leaf), self._arrays, inputs)
         used = self._inputs_layout.bytes_of(num_rows)
         self._inputs_there[:used].copy_(self._inputs_here[:used], non_blocking=True)
+        track.enter(COMPUTES)
         if self._graphs.gave_up:
             self._compute(num_rows)
         else:
@@ -91,6 +98,7 @@ class _Batch:
         self._action[:num_rows].copy_(choose(logits))
         self._answer_here.copy_(self._answer_there, non_blocking=True)
         wait_for(self._graphs.lane.mark())
+        track.enter(COPIES)
         # Copies: what comes next overwrites these arrays, while actors keep theirs.
         action, logits_here, core_state = map_nest(lambda a: a[:num_rows].copy(), self._answer)
         return action, logits_here, core_state

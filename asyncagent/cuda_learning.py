@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asyncagent.cuda import Graphs, Lane, Layout, Mark, Replayed, wait_for
 from asyncagent.structs import Nest, Unroll, map_nest
+from asyncagent.tracks import COMPUTES, COPIES, Track
 from asyncagent.unroll import Columns, gather_columns
 
 
@@ -31,14 +32,19 @@ class BatchStep:
     waits for it: it is there when the update after the next would be launched.
     """
 
-    def __init__(self, step: Callable[[Nest], None], graphs: Graphs, verdict: Tensor) -> None:
+    def __init__(
+        self, step: Callable[[Nest], None], graphs: Graphs, verdict: Tensor,
+        track: Track | None = None,
+    ) -> None:  # fmt: skip
         """``step(batch)``, an update from an Unroll of tensors [T+1, B, ...], is recorded.
 
-        ``verdict``: on the graphs' device; ``step`` writes to it.
+        ``verdict``: on the graphs' device; ``step`` writes to it.  ``track`` is told of copying and
+        computing.
         """
         self.ended: Ended | None = None
         """The update launched before the newest; None where there is none."""
         self._step = step
+        self._track = track or Track(3)
         self._verdict = verdict
         self._graphs = graphs
         self._lane = graphs.lane
@@ -63,11 +69,13 @@ class BatchStep:
         # This one's columns are off the bus: the update that they were for has been waited for.
         here, other = batch.here
         batch.here = (other, here)
+        self._track.enter(COPIES)
         copy_columns(parts, here.arrays)
         with self._bus.use():
             self._bus.after(self._taken)
             batch.landed.copy_(here.block, non_blocking=True)
             arrived = self._bus.mark()
+        self._track.enter(COMPUTES)
         self._lane.after(arrived)
         batch.there.copy_(batch.landed)
         self._taken = self._lane.mark()

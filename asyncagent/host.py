@@ -134,6 +134,7 @@ class ActorHost:
             self._hello,
             self._on_message,
             is_bulky=flags.inference == "host",
+            shares=lambda: (0.0, 0.0) if self._duty is None else self._duty.shares(),
         )
         self._stop = asyncio.Event()
         self._given: Assignment | None = None

@@ -20,6 +20,7 @@ from asyncagent.formats import RowFormat, UnrollFormat
 from asyncagent.structs import EnvSpec, EnvStep, Episode, Loss, Unroll
 from asyncagent.tasks import named, noted
 from asyncagent.threads import NamedThread
+from asyncagent.tracks import KEEPS_BOOKS, STEPS, WAITS_LEARNER, Track
 from asyncagent.watchdog import Component
 from asyncagent.wire import (
     Accepted,
@@ -74,6 +75,10 @@ class Duty(Protocol):
         """For the watchdog: its groups."""
         ...
 
+    def shares(self) -> tuple[float, float]:
+        """Of the time since the last call: environments step, groups wait for the learner."""
+        ...
+
     def end(self) -> None:
         """There is other work: send nothing any more."""
         ...
@@ -95,29 +100,38 @@ class LearnerInfers:
         self._send = send
         self._waiting: dict[int, _Waiting] = {}  # by slot
         self._groups: dict[int, EnvGroup] = {}
+        self._tracks: list[Track] = []
 
     async def play(self, groups: Sequence[EnvGroup]) -> None:
         """See ``Duty``."""
         slots = [dealt.slot for dealt in self._given.welcome.groups]
         self._groups = dict(zip(slots, groups, strict=True))
+        self._tracks = [Track(4) for _ in groups]
         async with asyncio.TaskGroup() as tasks:
-            for group, dealt in zip(groups, self._given.welcome.groups, strict=True):
-                tasks.create_task(named(f"group {dealt.slot}", self._serve(group, dealt.slot)))
+            for group, slot, track in zip(groups, slots, self._tracks, strict=True):
+                tasks.create_task(named(f"group {slot}", self._serve(group, slot, track)))
 
-    async def _serve(self, group: EnvGroup, slot: int) -> None:
+    async def _serve(self, group: EnvGroup, slot: int, track: Track) -> None:
         space, compression = self._given.spec.actions, self._given.config.compression
         format_ = RowFormat(self._given.spec, group.num_envs)
         row, before, number = await group.reset(), None, 0
         while True:
+            track.enter(KEEPS_BOOKS)
             happened = (wire.episodes_to_wire(row.episodes), wire.losses_to_wire(row.losses))
             header = RowSent(slot, number, compression, *happened)
             parts = format_.encode(row, before, compression)
             answer: asyncio.Future[wire.Buffer] = asyncio.get_running_loop().create_future()
             self._waiting[slot] = _Waiting(header, parts, answer)
             self._send(header, *parts)
+            track.enter(WAITS_LEARNER)
             action = formats.decode_action(await answer, group.num_envs, space)
             before, number = row.observation, number + 1
+            track.enter(STEPS)
             row = await group.step(action)
+
+    def shares(self) -> tuple[float, float]:
+        """See ``Duty``."""
+        return _shares(self._tracks)
 
     def go_on(self, welcome: Welcome) -> None:
         """See ``Duty``."""
@@ -250,6 +264,10 @@ class HostInfers:
         """See ``Duty``."""
         self._send = _nowhere
 
+    def shares(self) -> tuple[float, float]:
+        """See ``Duty``."""
+        return _shares([actor.track for actor in self._actors])
+
     def _on_version(self, version: int) -> None:
         """So many updates have been made: ask for them, unless they are on their way."""
         self._version = max(self._version, version)
@@ -264,14 +282,16 @@ class HostInfers:
 
     async def put(
         self, header: Callable[[int], UnrollSent], format_: UnrollFormat, unroll: Unroll,
-        give_back: Callable[[Unroll], None],
+        give_back: Callable[[Unroll], None], track: Track,
     ) -> None:  # fmt: skip
         """Send an unroll once there is a credit, with ``header(seq)``, which is made then.
 
         Returns when the weights are fresh enough for the next.
         """
         compression = self.given.config.compression
+        track.enter(KEEPS_BOOKS)
         parts = await self._encoder.run(format_.encode, unroll, compression)
+        track.enter(WAITS_LEARNER)
         while len(self._kept) >= self.given.welcome.credits:
             self._accepted.clear()
             await self._accepted.wait()
@@ -300,6 +320,7 @@ class _Actor:
         self._config = duty.given.config
         self._group = group
         self.slot = slot
+        self.track = Track(4)
         self._rows = 0
         self._putting = False
         self._batcher = batcher
@@ -313,7 +334,15 @@ class _Actor:
         """Act, for ever."""
         length = self._config.unroll_length
         try:
-            await act(self._group, self._batcher, self._put, length, initial_state, self._on_row)
+            await act(
+                self._group,
+                self._batcher,
+                self._put,
+                length,
+                initial_state,
+                self._on_row,
+                track=self.track,
+            )
         finally:
             self._caller.close()
 
@@ -332,7 +361,7 @@ class _Actor:
     async def _put(self, unroll: Unroll, give_back: Callable[[Unroll], None]) -> None:
         self._caller.close()  # nobody needs to wait for an actor that waits for the learner
         self._putting = True
-        await self._duty.put(self._header, self._format, unroll, give_back)
+        await self._duty.put(self._header, self._format, unroll, give_back, self.track)
         self._putting = False
         self._caller = self._batcher.register()
 
@@ -348,6 +377,14 @@ class _Actor:
         )
         self._episodes, self._losses, self._frames = [], [], 0
         return told
+
+
+def _shares(tracks: Sequence[Track]) -> tuple[float, float]:
+    """(stepping, waiting for the learner), means over the tracks of groups; 0 of none."""
+    taken = [track.take() for track in tracks]
+    steps = sum(shares[STEPS] for shares in taken) / max(1, len(taken))
+    waits = sum(shares[WAITS_LEARNER] for shares in taken) / max(1, len(taken))
+    return (steps, waits) if steps >= 0 <= waits else (0.0, 0.0)  # nan where no time has passed
 
 
 def _nowhere(header: FromHost, *parts: wire.Buffer) -> None:

@@ -76,12 +76,15 @@ class Intake:
             self._accept(member)  # sent again because the answer was lost
             return
         if header.seq != member.received + 1:
+            if member.may_skip:
+                return  # it crossed the Welcome that asks for those before it, too
             raise WireError(f"unroll {header.seq} follows {member.received}")
         if header.slot not in member.slots:
             raise WireError(f"an unroll of slot {header.slot}, which is not this host's")
         if member.received - member.accepted >= len(member.groups):
             raise WireError("more unrolls than there are credits for")
         member.received += 1
+        member.may_skip = False
         member.inbox.append((header, parts))
         member.filled.set()
 

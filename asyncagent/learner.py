@@ -41,6 +41,7 @@ from asyncagent.structs import (
     Unroll,
     map_nest,
 )
+from asyncagent.tracks import COMPUTES, COPIES, WAITS, Track
 from asyncagent.unroll import Columns, gather_columns, origins_of, split_columns
 
 
@@ -79,6 +80,9 @@ class Learner:
         """Frames learned from: action repeats times valid rows, skipped updates' included."""
         self.updates = 0
         """Skipped ones included."""
+        self.track = Track(3)
+        """What the thread that calls ``update`` does."""
+        self._thread = 0
         self._config = config
         self._actions = actions
         self._device = device
@@ -103,7 +107,7 @@ class Learner:
         self._batch_step: BatchStep | None = None
         if not on_cpu:
             graphs = Graphs("learning", self._lane)
-            self._batch_step = BatchStep(self._step, graphs, self._verdict)
+            self._batch_step = BatchStep(self._step, graphs, self._verdict, self.track)
         self._reset_statistics()
 
     @property
@@ -122,9 +126,17 @@ class Learner:
 
         Raises NotFinite after too many of those in a row, or where the weights are spoilt.
         """
+        self.track.enter(COMPUTES)
+        try:
+            self._update_epochs(parts)
+        finally:
+            self.track.enter(WAITS)
+
+    def _update_epochs(self, parts: list[Columns]) -> None:
         if not self._threads_set:
             self._prepare_thread()
             self._threads_set = True
+            self._thread = threading.get_ident()
         if self._most_columns == 0 and self._batch_step is None:
             self._most_columns = self._columns_that_fit(parts[0])
         for epoch in range(self._config.epochs_per_batch):
@@ -248,7 +260,12 @@ class Learner:
 
     def _learn_from(self, columns: list[Columns]) -> None:
         """Add the gradient and the figures of one micro-batch; on any thread of the crew."""
+        mine = threading.get_ident() == self._thread  # others' work is no part of the track
+        if mine:
+            self.track.enter(COPIES)
         unroll = gather_columns(columns)
+        if mine:
+            self.track.enter(COMPUTES)
         figures, gradients = self._differentiate(map_nest(torch.from_numpy, unroll))
         with self._adding:
             self._figures += figures

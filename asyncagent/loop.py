@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 
 import uvloop
 
+from asyncagent.accounting import Accounts
 from asyncagent.actor import act
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.board import Counts, TensorBoard
 from asyncagent.building import Parts, build, env_seed, level_of_group
 from asyncagent.checkpoint import locked
 from asyncagent.config import Config
+from asyncagent.doctor import Doctor
 from asyncagent.envs import dmlab30
 from asyncagent.envs.base import EnvGroup
 from asyncagent.envs.scratch import sweep
@@ -41,6 +43,7 @@ from asyncagent.structs import EnvStep, Episode, Loss, Unroll
 from asyncagent.tasks import cancel, endless, first_of, named, noted
 from asyncagent.terminal import Terminal
 from asyncagent.threads import NamedThread
+from asyncagent.tracks import Track
 from asyncagent.unroll import UnrollQueue
 from asyncagent.watchdog import FAILED, LEAVE_S, Component, Watchdog, of_thread
 from asyncagent.weights import encode_weights, num_weights
@@ -124,7 +127,15 @@ class _Run:
             config.min_inference_rows,
             max(config.max_inference_rows, config.group_size),
             config.inference_timeout_ms,
+            track=policy.track,
         )
+        self.accounts = Accounts(
+            len(groups),
+            policy.track,
+            learner.track,
+            config.inference_threads if policy.device.type == "cpu" else 1,
+        )
+        self.doctor = Doctor(config)
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
         self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
@@ -152,21 +163,28 @@ class _Run:
             self._restore(parts.resumed)
 
     async def to_the_end(self) -> None:
+        await self.files_thread.run(self.accounts.read_cpu)
+        self.accounts.begin()
         async with asyncio.TaskGroup() as tasks:
             actors = [
                 tasks.create_task(
                     endless(
                         _actor_name(index),
-                        self._act(_actor_name(index), level_of_group(self.config, index), group),
+                        self._act(
+                            _actor_name(index), level_of_group(self.config, index), group, track
+                        ),
                     )
                 )
-                for index, group in enumerate(self.groups)
+                for index, (group, track) in enumerate(
+                    zip(self.groups, self.accounts.groups, strict=True)
+                )
             ]
             if self.bridge is not None:
                 actors.append(tasks.create_task(endless("actor hosts", self.bridge.serve())))
             learner = tasks.create_task(named("learner", self._learn()))
             reporter = tasks.create_task(endless("reporter", self._report_forever()))
             saver = tasks.create_task(endless("checkpointer", self._save_forever()))
+            lag = tasks.create_task(endless("accounts", self.accounts.watch_loop()))
             watchdog = tasks.create_task(endless("watchdog", self._watch_forever()))
             try:
                 await self.stop.wait()
@@ -174,11 +192,12 @@ class _Run:
                 self.watchdog.leave_within(LEAVE_S, FAILED, "what was left did not end")
                 raise
             self.limit_the_end()
+            self.accounts.end()
             grace = self.config.grace_s
             deadline_s = asyncio.get_running_loop().time() + grace
             if self.lockstep is not None:
                 await self.lockstep.park(learner, grace / 2)
-            await cancel(*actors, saver, watchdog)
+            await cancel(*actors, saver, watchdog, lag)
             self.batcher.close()
             self.queue.close()
             await asyncio.wait({learner}, timeout=grace / 2)
@@ -260,7 +279,9 @@ class _Run:
             tell=tell,
         )
 
-    async def _act(self, name: str, level_name: str, group: EnvGroup) -> None:
+    async def _act(
+        self, name: str, level_name: str, group: EnvGroup, track: Track | None = None
+    ) -> None:
         def on_row(row: EnvStep) -> None:
             if name in self._moves:
                 self._moves[name] += 1
@@ -286,6 +307,7 @@ class _Run:
                 on_row,
                 carried=None if self.lockstep is None else self.lockstep.begin,
                 between=None if self.lockstep is None else self.lockstep.between,
+                track=track,
             )
         finally:
             caller.close()
@@ -370,6 +392,7 @@ class _Run:
                 learning_rate=figures.learning_rate,
             )
         self._figures = figures
+        cpu = await self.files_thread.run(self.accounts.read_cpu)
         report = self.counters.report(
             figures,
             recent.mean_batch_size,
@@ -377,6 +400,9 @@ class _Run:
             NO_HOSTS if self.bridge is None else self.bridge.report(),
         )
         self._batcher_before = batches
+        stages, lag_ms = self.accounts.take(cpu, report.hosts.values())
+        verdict = self.doctor.see(report.time_s, stages, lag_ms)
+        report = report._replace(stages=stages, loop_lag_ms=lag_ms, verdict=verdict)
         self.last_report = report
         self.terminal.show(report)
         await self.files_thread.run(self.metrics_file.write, report)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import time
 from collections import OrderedDict, deque
 from typing import Any
@@ -17,7 +18,8 @@ from asyncagent.config import Config, family_of
 from asyncagent.envs import levels_of
 from asyncagent.metrics import HostReport
 from asyncagent.remote_group import RemoteGroup
-from asyncagent.wire import Group, Hello, UnrollSent
+from asyncagent.tracks import HERE
+from asyncagent.wire import Group, Hello, Ping, UnrollSent
 
 MAX_HOSTS = 4096
 MAX_GROUP = 256
@@ -33,6 +35,9 @@ class Figures:
         self.lag_rows = 0
         self.received_bytes = 0
         self.sent_bytes = 0
+        self.pings = 0
+        self.steps_sum = 0.0
+        self.waits_sum = 0.0
         self.since_s = time.monotonic()
 
 
@@ -53,6 +58,8 @@ class Member:
         """The last unroll that is here."""
         self.accepted = 0
         """The last unroll that has been counted."""
+        self.may_skip = False
+        """It may not know yet which unrolls went with its last membership, and leave them out."""
         self.inbox: deque[tuple[UnrollSent, list[Any]]] = deque()
         self.filled = asyncio.Event()
         self.remote_groups: dict[int, RemoteGroup] = {}
@@ -65,6 +72,7 @@ class Member:
         self.round_trip_s = 0.0
         self.reconnects = 0
         self.figures = Figures()
+        self._shares = (math.nan, math.nan)  # env_steps and waits of the report before
 
     @property
     def actors(self) -> int:
@@ -74,6 +82,11 @@ class Member:
     def report(self) -> HostReport:
         """Since the last one."""
         figures, self.figures = self.figures, Figures()
+        # Where rows wait for actions here, the host waits, too, and not for the connection.
+        here = [group.track.take()[HERE] for group in self.remote_groups.values()]
+        if figures.pings:
+            waits = figures.waits_sum / figures.pings - sum(here) / max(1, len(here))
+            self._shares = (figures.steps_sum / figures.pings, max(0.0, waits))
         seconds = max(self.figures.since_s - figures.since_s, 1e-9)
         return HostReport(
             actors=self.actors,
@@ -83,7 +96,16 @@ class Member:
             sent_bytes_per_s=figures.sent_bytes / seconds,
             round_trip_ms=1000 * self.round_trip_s,
             reconnects=self.reconnects,
+            env_steps=self._shares[0],
+            waits=self._shares[1],
         )
+
+    def on_ping(self, ping: Ping) -> None:
+        """What the host has to tell of itself."""
+        self.round_trip_s, self.reconnects = ping.round_trip_s, ping.reconnects
+        self.figures.pings += 1
+        self.figures.steps_sum += ping.steps
+        self.figures.waits_sum += ping.waits
 
 
 class Members:
@@ -136,6 +158,7 @@ class Members:
         member = Member(hello, user, groups)
         if before is not None:
             member.received = member.accepted = before.accepted
+            member.may_skip = before.may_skip or before.received > before.accepted
             member.routing, member.past_routings = before.routing, before.past_routings
         self.present[hello.incarnation] = member
         return member

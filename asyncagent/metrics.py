@@ -44,6 +44,10 @@ class HostReport(NamedTuple):
     sent_bytes_per_s: float
     round_trip_ms: float
     reconnects: int
+    env_steps: float = math.nan
+    """Share of the time that its environments step; mean over its groups, as the next."""
+    waits: float = math.nan
+    """Share of the time that it waits for the connection, or for the learner to take unrolls."""
 
 
 class Report(NamedTuple):

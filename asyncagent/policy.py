@@ -18,6 +18,7 @@ from asyncagent.cuda_acting import PaddedBatches
 from asyncagent.distributions import mode, sample
 from asyncagent.errors import UsageError
 from asyncagent.structs import ActionSpace, Nest, PolicyStep, map_nest
+from asyncagent.tracks import Track
 
 
 class Snapshot(NamedTuple):
@@ -138,13 +139,15 @@ class Policy:
         self._loaded: Snapshot | None = None
         self._published: tuple[Snapshot, ...] = ()
         self._padded: PaddedBatches | None = None
+        self.track = Track(3)
+        """What the thread that infers does."""
         self._lane = Lane(device)
         if device.type == "cuda":
             # Graphs need weights that stay in their place.
             for parameter, low_dtype in zip(self._net.parameters(), self._dtypes, strict=True):
                 parameter.data = parameter.data.to(low_dtype)
             graphs = Graphs("inference", self._lane)
-            self._padded = PaddedBatches(self._forward, self._choose, actions, graphs)
+            self._padded = PaddedBatches(self._forward, self._choose, actions, graphs, self.track)
         self.publish(0, net)
 
     @property

@@ -244,7 +244,7 @@ class RemoteBridge:
         member.figures.received_bytes += sum(len(frame) for frame in frames[1:])
         match header:
             case Ping():
-                member.round_trip_s, member.reconnects = header.round_trip_s, header.reconnects
+                member.on_ping(header)
                 version = self._learning.version()
                 self._send(routing, Pong(header.sent_s, member.accepted, version))
             case WantWeights():

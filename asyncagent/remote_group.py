@@ -14,6 +14,7 @@ from asyncagent import formats, wire
 from asyncagent.errors import ActorLost, WireError
 from asyncagent.formats import RowFormat
 from asyncagent.structs import ActionArray, EnvSpec, EnvStep, Nest
+from asyncagent.tracks import AWAY, HERE, Track
 from asyncagent.wire import Act, RowSent
 
 
@@ -27,6 +28,8 @@ class RemoteGroup:
         """``send(header, part)`` brings an action to the host."""
         self.spec = spec
         self.num_envs = num_envs
+        self.track = Track(2)
+        """Whether its rows are on the host, or on the way, or here."""
         self._slot = slot
         self._format = RowFormat(spec, num_envs)
         self._compression = compression
@@ -47,6 +50,7 @@ class RemoteGroup:
     async def step(self, action: ActionArray) -> EnvStep:
         """The row that follows ``action`` [E, ...]; ActorLost once the host is gone."""
         act = Act(self._slot, self._rows - 1)
+        self.track.enter(AWAY)
         self._act = (act, formats.encode_action(action, self.spec.actions))
         if self._lost is None:
             self._send(*self._act)
@@ -82,6 +86,7 @@ class RemoteGroup:
         row = row._replace(episodes=episodes, losses=losses)
         self._observation = target
         self._rows += 1
+        self.track.enter(HERE)
         self._act = None
         if self._waiter is None:
             self._early = row

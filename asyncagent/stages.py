@@ -36,6 +36,16 @@ class Stages(NamedTuple):
     """The machine's cores: used by this run, its workers included."""
     hosts_wait: float = math.nan
     """Actor hosts: waiting for the connection to the learner; mean over hosts."""
+    hosts_step: float = math.nan
+    """Actor hosts: their environments stepping; mean over hosts."""
+    env_cpu: float = math.nan
+    """The machine's cores: used by the environments, and by what has no line of its own."""
+    inference_cpu: float = math.nan
+    """The machine's cores: used by the inference thread."""
+    learner_cpu: float = math.nan
+    """The machine's cores: used by the learner's threads."""
+    cores_taken: float = math.nan
+    """The machine's cores: used by other programs."""
 
 
 class Verdict(NamedTuple):

@@ -16,7 +16,7 @@ from msgspec import Meta
 from asyncagent.errors import WireError
 from asyncagent.structs import Episode, Loss
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Hosts of another number are refused."""
 MAX_HEADER = 1 << 16
 """Bytes of a header at most, the Welcome's apart."""
@@ -36,6 +36,7 @@ _Count = Annotated[int, Meta(ge=0, lt=2**53)]
 _Size = Annotated[int, Meta(ge=1, le=4096)]
 _Text = Annotated[str, Meta(max_length=500)]
 _Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+_Share = Annotated[float, Meta(ge=0, le=1)]
 _Return = Annotated[float, Meta(ge=-1e30, le=1e30)]
 """Any that float32 holds; not nan."""
 _Env = Annotated[int, Meta(ge=0, lt=4096)]
@@ -72,6 +73,10 @@ class Ping(_Header):
     round_trip_s: _Seconds
     """The last one measured; 0 before the first."""
     reconnects: _Count
+    steps: _Share = 0.0
+    """Of the time since the last Ping: the environments step; mean over groups, as the next."""
+    waits: _Share = 0.0
+    """Of that time: waiting for the learner's answer, its weights, or for it to take unrolls."""
 
 
 class WantWeights(_Header):

@@ -286,7 +286,10 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code in (0, None)
-    flag = {"actors": "--connect", "keys": "--out", "replay-batch": "--file"}.get(
-        command, "--logdir"
-    )
+    flag = {
+        "actors": "--connect",
+        "keys": "--out",
+        "replay-batch": "--file",
+        "selftest": "--only",
+    }.get(command, "--logdir")
     assert flag in capsys.readouterr().out

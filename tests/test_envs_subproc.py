@@ -839,10 +839,35 @@ def test_nothing_is_left_over_after_many_replacements() -> None:
             row = await group.step(STAY)
             pid = pid_of(row)
             assert children() == {pid}
-            memories = [link for link in os.listdir("/proc/self/fd") if is_memory(link)]
-            assert len(memories) <= 2, round_
+            assert num_memories() <= 2, round_
             for _ in range(3):
                 assert not (await group.step(STAY)).lost.any()
+
+    run(body, make())
+
+
+def test_a_closed_group_holds_no_memory() -> None:
+    """Nor a file descriptor of it, although the group itself is still held."""
+    gc.collect()
+
+    async def body(group: WorkerGroup) -> None:
+        before = num_memories()
+        pid_of(await group.reset())
+        assert num_memories() == before + 1
+        await group.close()
+        await group.close()
+        assert num_memories() == before
+        group.progress()
+
+    gc.disable()
+    try:
+        run(body, make())
+    finally:
+        gc.enable()
+
+
+def num_memories() -> int:
+    """Shared memories that this process holds."""
 
     def is_memory(descriptor: str) -> bool:
         try:
@@ -850,7 +875,7 @@ def test_nothing_is_left_over_after_many_replacements() -> None:
         except FileNotFoundError:
             return False
 
-    run(body, make())
+    return sum(map(is_memory, os.listdir("/proc/self/fd")))
 
 
 def test_processes_of_the_engine_go_with_the_worker(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import zmq
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from asyncagent import wire
 from asyncagent.config import Config
@@ -348,11 +348,19 @@ BEGINNING = [(name, number) for number in range(MOST_HOSTS) for name in ("start"
 PROGRAMS = programs([*statements_of(Play), *OFTEN])
 
 
+CROSSING: Program = [
+    *[("act", 1), ("act", 1), ("deliver", 0), ("cut", 1), ("reconnect", 1), ("hello", 1)],
+    *[("wait", 4), ("wait", 39), ("talk", 1)],
+]
+"""A welcome is on its way while its host is lost, with an unroll that was not yet counted."""
+
+
 def any_program(examples: int) -> None:
     """So many of them."""
 
     @settings(max_examples=examples, deadline=None)
     @given(PROGRAMS)
+    @example(CROSSING)
     def check(program: Program) -> None:
         async def main() -> None:
             play = Play(CONFIG)

@@ -24,7 +24,11 @@ ORDER = (
     "watchdog",
     "signals",
     "stages",
+    "tracks",
+    "cpu_times",
     "metrics",
+    "accounting",
+    "doctor",
     "records",
     "usage",
     "summaries",
@@ -77,6 +81,7 @@ ORDER = (
     "host_duties",
     "host",
     "bench",
+    "selftest",
     "__init__",
     "commands",
     "__main__",
@@ -137,7 +142,7 @@ class Tree:
     def _visible_from(self, layer: str) -> tuple[str, ...]:
         if layer not in ORDER:
             return ORDER  # test_every_module_has_its_place says so
-        inside = (layer,) if layer in ("envs", "bench", "commands") else ()
+        inside = (layer,) if layer in ("envs", "bench", "selftest", "commands") else ()
         return ORDER[: ORDER.index(layer)] + inside
 
     def loads(self, name: str) -> set[str]:

@@ -35,6 +35,7 @@ ALLOWED = {
     ("asyncagent/envs/gym.py", "importlib.import_module"): "--level_name=module:callable",
     ("asyncagent/envs/worker.py", "importlib.import_module"): "a maker that the group names",
     ("asyncagent/models.py", "importlib.import_module"): "--net=module:callable",
+    ("asyncagent/selftest/child.py", "importlib.import_module"): "a check that its parent names",
     ("scripts/bench_envs.py", "gymnasium.vector.AsyncVectorEnv"): "measured beside ours",
     ("tests/test_checkpoint.py", "pickle"): "writes a hostile file, to see it refused",
 }

@@ -472,6 +472,7 @@ def test_actions_arrive_as_they_were(name: str) -> None:
 GOOD: list[wire.FromHost] = [
     Hello(wire.PROTOCOL, INCARNATION, "host-1.example", "host", 64, 0, 8),
     Ping(1.5, 0.25, 3),
+    Ping(1.5, 0.25, 3, 0.5, 1.0),
     WantWeights(-1),
     UnrollSent(INCARNATION, 1, 2, "lz4", 800, [("catch", 1.0, 9, 2, False)], [("a", 1, 2, "b")]),
     RowSent(1, 2, "none", [], []),

@@ -109,4 +109,6 @@ def _one_line(text: str) -> str:
     line = " ".join(words)
     line = re.sub(r"^Value error Error parsing (--\S+) (.*?) Argument helptext:.*$", r"\1 \2", line)
     line = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", line)
-    return re.sub(r"\s*For full helptext,.*$", "", line) or "the flags cannot be parsed"
+    line = re.sub(r"\s*For full helptext,.*$", "", line)
+    line = re.sub(r"^Missing from .*?: (--\S+) \S+ (.*?) \(required\)$", r"\1 is missing: \2", line)
+    return line or "the flags cannot be parsed"

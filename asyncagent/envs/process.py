@@ -179,6 +179,11 @@ class WorkerProcess:
             self.give_up("was closed")
         await asyncio.wait({self._exited}, timeout=_REAP_S)
 
+    def forget_memory(self) -> None:
+        """After the end: unmap it, with its file descriptor, once nobody looks at it any more."""
+        self._marks = self._marks.copy()
+        del self.memory
+
     def _on_answer(self) -> None:
         try:
             answer = os.read(self._answers, 2)

@@ -174,6 +174,10 @@ class WorkerGroup:
             await asyncio.wait({self._preparing})
         if self._process is not None:
             await self._process.end(self._close_timeout_s)
+            # Whoever still holds this group, a traceback perhaps, shall not hold its memory.
+            if self._arrays is not None:
+                self._arrays = None
+                self._process.forget_memory()
 
     async def _row(self, action: ActionArray | None = None) -> EnvStep:
         """The next row; without an action, another try at what is lost in the one before."""
@@ -230,6 +234,7 @@ class WorkerGroup:
             while (answer := process.take()) is None:
                 await process.news()
             self._asked = False
+            self._check_usable()
             if answer == ROW:
                 return self._read_row(has_events=False)
             if answer == EVENTS:

@@ -11,7 +11,7 @@ Hit = Literal["worker", "host", "port", "learner"]
 LIMIT_S: Mapping[Hit, float] = {"worker": 15.0, "host": 15.0, "port": 15.0, "learner": 30.0}
 """Longest that frames may take to go on, and all that was there to be back, by what was hit."""
 
-ENV_TIMEOUT_S = 6.0
+ENV_TIMEOUT_S = 8.0
 """After which a worker that does not answer is given up, and replaced."""
 HOLDS_S: Mapping[str, tuple[float, float]] = {
     "stop_worker": (2.0, 18.0),

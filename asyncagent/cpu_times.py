@@ -1,0 +1,121 @@
+"""Processor time of a run: its threads by name, its worker processes, the machine's cores.
+
+Read out of /proc, whose figures are hundredths of a second.  What cannot be read counts as none.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from asyncagent.placement import cores, cpu_limit
+
+SCAN_S = 10.0
+"""Which processes are ours is looked up anew every so many seconds."""
+_TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+
+
+class CpuTimes(NamedTuple):
+    """Cores used since the reading before: seconds of processor time per second."""
+
+    run: float
+    """This process, and all that it has started."""
+    threads: dict[str, float]
+    """Python's threads of this process, by name; those of one name together."""
+    taken: float
+    """By other programs, of the cores we may use; nan: not known, as where cores are rationed."""
+    num_cores: int
+    """That this process may use."""
+
+
+class CpuClock:
+    """Reads what ``CpuTimes`` has. Belongs to one thread at a time."""
+
+    def __init__(
+        self, proc: Path = Path("/proc"), clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._proc = proc
+        self._clock = clock
+        self._read_s = clock()
+        self._scanned_s = -math.inf
+        self._pids: set[int] = {os.getpid()}
+        self._run_s = 0.0
+        self._threads_s: dict[int, float] = {}
+        self._machine_s = self._read_machine()
+        self._scan()
+        self._read_threads()
+
+    def read(self) -> CpuTimes:
+        """Since the last call, or the beginning."""
+        now_s = self._clock()
+        elapsed_s = max(now_s - self._read_s, 1e-9)
+        self._read_s = now_s
+        # What has ended and been waited for counts as its parent's: the sum stays what it was.
+        run_s = self._sum()
+        used_s = max(0.0, run_s - self._run_s)
+        self._run_s = run_s
+        machine_s = self._read_machine()
+        taken_s = max(machine_s - self._machine_s - used_s, 0.0)  # in this order nan stays nan
+        self._machine_s = machine_s
+        threads = {name: s / elapsed_s for name, s in self._read_threads().items()}
+        if now_s - self._scanned_s > SCAN_S:
+            self._scan()
+        return CpuTimes(used_s / elapsed_s, threads, taken_s / elapsed_s, cores())
+
+    def _scan(self) -> None:
+        """Who descends from this process."""
+        self._scanned_s = self._clock()
+        parents = {}
+        for entry in self._proc.iterdir():
+            if entry.name.isdigit() and (fields := _stat(entry)):
+                parents[int(entry.name)] = int(fields[1])
+        ours = self._pids = {os.getpid()}
+        while new := {pid for pid, parent in parents.items() if parent in ours} - ours:
+            ours |= new
+        self._run_s = self._sum()
+
+    def _sum(self) -> float:
+        """Their processor time, and that of their children which have ended."""
+        return sum(_seconds(_stat(self._proc / str(pid))[11:15]) for pid in self._pids)
+
+    def _read_threads(self) -> dict[str, float]:
+        """Seconds since the last call; by name."""
+        seconds: dict[int, float] = {}
+        used: dict[str, float] = {}
+        for thread in threading.enumerate():
+            tid = thread.native_id
+            if tid is not None:
+                seconds[tid] = _seconds(_stat(self._proc / "self" / "task" / str(tid))[11:13])
+                more = max(0.0, seconds[tid] - self._threads_s.get(tid, 0.0))
+                used[thread.name] = used.get(thread.name, 0.0) + more
+        self._threads_s = seconds
+        return used
+
+    def _read_machine(self) -> float:
+        """Seconds that the cores we may use have worked, for whomever; nan: not known."""
+        if cpu_limit() is not None:
+            return math.nan
+        allowed = {f"cpu{index}" for index in os.sched_getaffinity(0)}
+        try:
+            lines = [line.split() for line in (self._proc / "stat").read_text().splitlines()]
+        except OSError:
+            return math.nan
+        # user, nice, system, (idle, waiting for disks), interrupts, soft ones, stolen
+        return sum(_seconds([*f[1:4], *f[6:9]]) for f in lines if f and f[0] in allowed)
+
+
+def _stat(folder: Path) -> list[str]:
+    """Fields of a process's or thread's stat after its name, state first; none if it is gone."""
+    try:
+        return (folder / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _seconds(ticks: Iterable[str]) -> float:
+    return sum(map(int, ticks)) * _TICK_S

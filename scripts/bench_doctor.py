@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""What the accounts cost: a run's frames per second with and without them, as JSON.
+
+    python scripts/bench_doctor.py --rounds=8 --seconds=10 --level_name=atari_breakout
+
+One run, in which the accounts are switched off and on again: with, without, without, with makes a
+round, and its ratio is what both withs have learned per second / what both withouts have.  Slices
+begin and end with an update.  All flags but those of this script are ``asyncagent train``'s.
+
+Also printed is what can be had without comparing rates, which vary: how many changes of state there
+were per second, what one costs, and what a reading of the processor times costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import asyncagent.loop as loop_module
+from asyncagent.accounting import Accounts
+from asyncagent.bench.measure import resolved
+from asyncagent.building import Parts
+from asyncagent.commands.env_flags import parse_env_flags
+from asyncagent.config import Config
+from asyncagent.cpu_times import CpuClock
+from asyncagent.doctor import Doctor
+from asyncagent.errors import AsyncAgentError, UsageError
+from asyncagent.learner import Learner
+from asyncagent.placement import cores
+from asyncagent.stages import Stages, Verdict
+from asyncagent.tracks import Track
+
+POLL_S = 0.001
+SILENCE_S = 300.0
+"""Longest without an update."""
+
+
+class Switch:
+    """Takes the accounts out of a run that goes on, and puts them back."""
+
+    def __init__(self) -> None:
+        self.entered = 0
+        self._on = True
+        self._there: list[tuple[type, str, Any]] = [
+            (Track, "enter", lambda track, state: None),
+            (Accounts, "read_cpu", lambda accounts: None),
+            (Accounts, "_take", lambda accounts, cpu, hosts: (Stages(), math.nan)),
+            (Doctor, "see", lambda doctor, time_s, stages, lag_ms: Verdict()),
+        ]
+        self._real = [getattr(kind, name) for kind, name, _ in self._there]
+        switch, watch = self, Accounts.watch_loop
+
+        async def watched(accounts: Accounts) -> None:
+            while True:  # what has been told to sleep is not told otherwise: it looks now and then
+                if switch._on:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(1.0):
+                            await watch(accounts)
+                else:
+                    await asyncio.sleep(1.0)
+
+        Accounts.watch_loop = watched  # type: ignore[method-assign]
+
+    def set(self, on: bool) -> None:
+        self._on = on
+        for (kind, name, nothing), real in zip(self._there, self._real, strict=True):
+            setattr(kind, name, real if on else nothing)
+
+    def count(self) -> None:
+        """From now on count the changes of state."""
+        enter = self._real[0]
+
+        def counted(track: Track, state: int) -> None:
+            self.entered += 1
+            enter(track, state)
+
+        Track.enter = counted  # type: ignore[method-assign]
+
+
+def rate(learner: Learner, seconds: float) -> float:
+    """Frames per second, from an update to the first after so long."""
+
+    def next_update() -> tuple[float, int]:
+        before, due_s = learner.updates, time.perf_counter() + SILENCE_S
+        while learner.updates == before:
+            if time.perf_counter() > due_s:
+                raise SystemExit(f"no update for {SILENCE_S:g} s")
+            time.sleep(POLL_S)
+        return time.perf_counter(), learner.frames
+
+    begin_s, begin = next_update()
+    time.sleep(seconds)
+    end_s, end = next_update()
+    return (end - begin) / (end_s - begin_s)
+
+
+def measure(config: Config, rounds: int, seconds: float, warmup_s: float) -> dict[str, Any]:
+    """Train, and switch; the figures."""
+    switch, learners, found = Switch(), [], {}
+    build = loop_module.build
+
+    async def noted(*args: Any) -> Parts:
+        parts = await build(*args)
+        learners.append(parts.learner)
+        return parts
+
+    loop_module.build = noted
+
+    def watch() -> None:
+        try:
+            while not learners or not learners[0].updates:
+                time.sleep(0.1)
+            time.sleep(warmup_s)
+            rates: list[tuple[float, float]] = []
+            for _ in range(rounds):
+                sums = {True: 0.0, False: 0.0}
+                for on in (True, False, False, True):
+                    switch.set(on)
+                    sums[on] += rate(learners[0], seconds) / 2
+                rates.append((sums[True], sums[False]))
+            switch.set(True)
+            switch.count()
+            time.sleep(seconds)
+            found["rates"] = rates
+            found["entered"] = switch.entered / seconds
+            switch.set(True)
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, name="bench", daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        loop_module.train(
+            dataclasses.replace(config, logdir=folder, total_environment_frames=10**12)
+        )
+    if "rates" not in found:
+        raise AsyncAgentError("the run ended before it was measured")
+    return figures(config, found["rates"], found["entered"])
+
+
+def figures(config: Config, rates: list[tuple[float, float]], entered: float) -> dict[str, Any]:
+    """Of (with, without) of each round."""
+    ratios = [on / off for on, off in rates]
+    enter_s, read_s = costs()
+    share = entered * enter_s + read_s / config.report_interval_s
+    return {
+        "level_name": config.level_name,
+        "net": config.net,
+        "cores": cores(),
+        "frames_per_s_with": round(statistics.median(on for on, _ in rates)),
+        "frames_per_s_without": round(statistics.median(off for _, off in rates)),
+        "ratio_median": round(statistics.median(ratios), 4),
+        "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
+        "ratio_standard_error": round(
+            statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan, 4
+        ),
+        "changes_per_s": round(entered),
+        "change_us": round(1e6 * enter_s, 2),
+        "reading_ms": round(1e3 * read_s, 2),
+        "share_of_one_core": round(share, 5),
+    }
+
+
+def costs() -> tuple[float, float]:
+    """Seconds of a change of state, and of a reading of processor times; the best of five."""
+    track, clock = Track(4), CpuClock()
+
+    def change() -> None:
+        for _ in range(10_000):
+            track.enter(1)
+
+    def best(work: Any) -> float:
+        times = []
+        for _ in range(5):
+            begin_s = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begin_s)
+        return min(times)
+
+    return best(change) / 10_000, best(clock.read)
+
+
+def main() -> None:
+    """Parse the flags, measure, print one JSON object on stdout."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each of a round's four")
+    parser.add_argument("--warmup_s", type=float, default=10.0, help="time left out before them")
+    arguments, flags = parser.parse_known_args()
+    prog, level = Path(__file__).name, Config.level_name
+    try:
+        if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.warmup_s < 0:
+            raise UsageError("rounds must be >= 1, seconds > 0, warmup_s >= 0")
+        config = resolved(
+            parse_env_flags(Config, flags, level_name=level, prog=prog, description="")
+        )
+        found = measure(config, arguments.rounds, arguments.seconds, arguments.warmup_s)
+        print(json.dumps(found))
+    except AsyncAgentError as error:
+        print(f"bench_doctor: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+if __name__ == "__main__":
+    main()
