@@ -29,8 +29,9 @@ FAMILIES = {
     "catch, cartpole, memory": "catch",
 }
 """Whose presets are shown, and a level of each."""
-INTRODUCTION = """<!-- written by scripts/flags_page.py from asyncagent/config.py: change that -->
-# Every flag of training
+INTRODUCTION = """# Every flag of training
+
+<!-- written by scripts/flags_page.py from asyncagent/config.py: change that -->
 
 Flags of `asyncagent train` and `./scripts/train`; `asyncagent bench`, `tune`, `check-env` and
 `dmlab-cache` take them as well. A value follows as `--flag=value` or `--flag value`, `_` and `-`
