@@ -17,7 +17,7 @@ _BENCH = ["--seconds=1", "--rounds=1"]
 BUDGETS: dict[str, list[str]] = {
     "asyncagent train": ["--total_environment_frames=2000"],
     "asyncagent test": ["--test_num_episodes=2"],
-    "asyncagent bench": ["--seconds=3", "--warmup_s=1"],
+    "asyncagent bench": ["--seconds=3", "--warmup_s=1", "--net=shallow", "--no_use_lstm"],
     "asyncagent plot": ["--y=updates"],  # no game has ended yet
     "asyncagent tune": ["--seconds=3", "--warmup_s=1", "--minutes=0.1"],
     "-m experiment": ["--total_environment_frames=2000"],
