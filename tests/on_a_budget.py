@@ -22,7 +22,7 @@ BUDGETS: dict[str, list[str]] = {
     "asyncagent tune": ["--seconds=3", "--warmup_s=1", "--minutes=0.1"],
     "-m experiment": ["--total_environment_frames=2000"],
     "scripts/bench_train.py": ["--seconds=3", "--warmup_s=1"],
-    "scripts/bench_reference.py": _BENCH,
+    "scripts/bench_reference.py": [*_BENCH, "--components", "inference"],
     "scripts/bench_loop.py": _BENCH,
     "scripts/bench_batcher.py": _BENCH,
     "scripts/bench_envs.py": _BENCH,
@@ -31,7 +31,7 @@ BUDGETS: dict[str, list[str]] = {
         *("--num_actors", "8", "--batch_size", "8", "--seconds=3", "--warmup_s=1"),
     ],
     "scripts/bench_remote.py": [
-        *(*_BENCH, "--training_rounds=1", "--training_seconds=3", "--warmup_s=1"),
+        *(*_BENCH, "--training_rounds=1", "--training_seconds=8", "--warmup_s=4"),
     ],
     "scripts/bench_pixel_init.py": ["--updates=20"],
     "scripts/show_faults.py": ["--after=20"],
