@@ -137,7 +137,9 @@ class _Run:
         )
         self.doctor = Doctor(config)
         self.queue = UnrollQueue(max(config.batch_size, config.group_size), config.batch_size)
-        self.terminal = Terminal(config.level_name, config.total_environment_frames, learner.frames)
+        self.terminal = Terminal(
+            config.level_name, config.total_environment_frames, learner.frames, config.quiet
+        )
         self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
         self.tensorboard = TensorBoard(logdir, config, learner.frames)
         self.saver = Saver(config, logdir)

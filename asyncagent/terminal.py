@@ -1,22 +1,28 @@
-"""A run's progress on the terminal: one live line, or plain lines in a file."""
+"""A run's progress on the terminal: a live panel; plain lines in a file."""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import logging
 import os
+import sys
+import time
 from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.live import Live
 from rich.text import Text
 
-from asyncagent.metrics import Report, mean
+from asyncagent.metrics import Report
+from asyncagent.panel import View, describe, in_ascii, panel, printable, smoothed
 
+MAX_REPORTS = 60
+"""So many reports' rates and returns are kept, for the panel's curves."""
+MAX_WARNINGS = 2
 
-class _Text(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["figures"], no_wrap=True, overflow="ellipsis")
+_log = logging.getLogger(__name__)
 
 
 class _Console(Console):
@@ -27,92 +33,128 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-class Terminal:
-    """A live line where stdout is a terminal, plain lines elsewhere."""
+class _Last(logging.Handler):
+    """Keeps the last warnings, for the panel."""
 
-    def __init__(self, level_name: str, total_frames: int, frames: int) -> None:
-        self._total = total_frames
-        self._console = _Console(highlight=False)
-        self._live = self._console.is_terminal
-        self._fps: deque[float] = deque(maxlen=12)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=10),
-            TextColumn("{task.percentage:>5.1f}%"),
-            _Text(),
-            console=self._console,
-            refresh_per_second=2,
-            disable=not self._live,
-        )
-        self._task = self._progress.add_task(
-            level_name, total=total_frames, completed=frames, figures="starting"
-        )
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: deque[str] = deque(maxlen=MAX_WARNINGS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            first = record.getMessage().partition("\n")[0]
+        except Exception:
+            self.handleError(record)  # as every handler does: a message is not worth the run
+            return
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        self.lines.append(f"{clock} {first}")
+
+
+class Terminal:
+    """A live panel where stdout is a terminal, plain lines elsewhere, nothing if ``quiet``."""
+
+    def __init__(
+        self, level_name: str, total_frames: int, frames: int, quiet: bool = False
+    ) -> None:
+        """
+        Args:
+          frames: learned from when the session starts.
+        """
+        self._view = View(level_name, total_frames, frames)
+        self._rates: deque[float] = deque(maxlen=MAX_REPORTS)
+        self._returns: deque[float] = deque(maxlen=MAX_REPORTS)
+        self._warnings = _Last()
+        self._limit = ""
+        self._console = _Console(highlight=False, markup=False, quiet=quiet)
+        self._live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal and not quiet:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self._render,
+                auto_refresh=False,  # a thread that draws would hold up those that learn
+                redirect_stderr=sys.stderr.isatty(),
+                vertical_overflow="crop",
+            )
+        self._end = contextlib.ExitStack()
 
     def __enter__(self) -> Terminal:
-        self._progress.start()
+        if self._live is not None:
+            self._end.enter_context(_unwatched(self._console))
+            self._end.enter_context(self._live)
+            # A process that is killed could not show it again.
+            self._console.show_cursor(True)
+            self._live.refresh()
+            self._end.enter_context(_heard(self._warnings))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
-        self._progress.stop()
+        self._end.close()
 
     def say(self, message: str) -> None:
-        """Print a message of its own line above the live line."""
-        self._console.print(message, soft_wrap=True)
+        """Print a message of its own line, above the panel."""
+        with _unwatched(self._console):
+            self._console.print(message, soft_wrap=True)
 
     def show(self, report: Report) -> None:
         """Show a report."""
-        self._fps.append(report.frames_per_s)
-        frames_per_s = mean(list(self._fps))
-        if self._live:
-            figures = describe_briefly(report, self._total, frames_per_s)
-            self._progress.update(self._task, completed=report.frames, figures=figures)
-        else:
-            share = 100 * report.frames / self._total
-            figures = describe(report, self._total, frames_per_s)
-            self._console.print(f"{share:5.1f}%  {figures}", soft_wrap=True)
+        self._rates.append(report.frames_per_s)
+        self._returns.append(report.episode_return_mean)
+        self._view = self._view._replace(
+            report=report, rates=tuple(self._rates), returns=tuple(self._returns)
+        )
+        with _unwatched(self._console):
+            if self._live is not None:
+                self._live.refresh()
+            else:
+                self._print(report)
+
+    def _print(self, report: Report) -> None:
+        total = self._view.total_frames
+        figures = describe(report, total, smoothed(self._view.rates))
+        self._console.print(f"{100 * report.frames / total:5.1f}%  {figures}", soft_wrap=True)
+        limit, advice = report.verdict
+        if advice and limit != self._limit:
+            self._limit = limit
+            self._console.print(self._spelt(printable(advice)), soft_wrap=True)
+
+    def _render(self) -> Text:
+        view = self._view._replace(warnings=tuple(self._warnings.lines))
+        lines = panel(view, *self._console.size)
+        if self._spelt("█") != "█":
+            lines = [Text(self._spelt(line.plain)) for line in lines]
+        # Whatever is written past us, and a process that is killed, begin on a line of their own.
+        return Text("\n").join([*lines, Text()])
+
+    def _spelt(self, text: str) -> str:
+        return text if self._console.encoding.startswith("utf") else in_ascii(text)
 
 
-def describe(report: Report, total_frames: int, frames_per_s: float) -> str:
-    """The figures of a plain line: frames, rate, return, lag, entropy, time left."""
-    return (
-        f"{report.frames:,} frames  {report.frames_per_s:,.0f} frames/s  "
-        f"return {_figure(report.episode_return_mean, 2)}  lag {_figure(report.policy_lag_mean, 1)}"
-        f"  entropy {_figure(report.entropy, 2)}{_skipped(report)}{_hosts(report)}"
-        f"  left {_left(report, total_frames, frames_per_s)}"
-    )
+@contextlib.contextmanager
+def _unwatched(console: _Console) -> Iterator[None]:
+    """A terminal that is gone, or a full disk, ends what is printed, not the run."""
+    try:
+        yield
+    except OSError as error:
+        console.on_broken_pipe()
+        _log.warning("stdout: %s; no more is printed there", error.strerror)
 
 
-def describe_briefly(report: Report, total_frames: int, frames_per_s: float) -> str:
-    """The figures of the live line, which with its bar should fit 80 columns."""
-    return (
-        f"{report.frames / 1e6:.2f}M {report.frames_per_s:,.0f}/s "
-        f"return {_figure(report.episode_return_mean, 2)} lag {_figure(report.policy_lag_mean, 1)} "
-        f"{_skipped(report).lstrip()}{' ' if report.skipped_updates else ''}"
-        f"{f'hosts {len(report.hosts)} ' if report.hosts else ''}"
-        f"{_left(report, total_frames, frames_per_s)} left"
-    )
-
-
-def _skipped(report: Report) -> str:
-    return f"  skipped {report.skipped_updates:,} updates" if report.skipped_updates else ""
-
-
-def _hosts(report: Report) -> str:
-    if not report.hosts:
-        return ""
-    actors = sum(host.actors for host in report.hosts.values())
-    return f"  hosts {len(report.hosts)} with {actors} actors"
-
-
-def _figure(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
-
-
-def _left(report: Report, total_frames: int, frames_per_s: float) -> str:
-    if not frames_per_s > 0:
-        return "-"
-    seconds = int(max(total_frames - report.frames, 0) / frames_per_s)
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+@contextlib.contextmanager
+def _heard(warnings: _Last) -> Iterator[None]:
+    """What is logged goes to ``warnings``, too, and to where sys.stderr is at entry."""
+    root = logging.getLogger()
+    moved = []
+    for handler in root.handlers:
+        real = getattr(sys.stderr, "rich_proxied_file", None)
+        if isinstance(handler, logging.StreamHandler) and handler.stream is real is not None:
+            moved.append((handler, handler.setStream(sys.stderr)))
+    root.addHandler(warnings)
+    try:
+        yield
+    finally:
+        root.removeHandler(warnings)
+        for handler, real in moved:
+            handler.setStream(real)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from asyncagent.__main__ import COMMANDS, GROUPS, main
 from asyncagent.commands import cli
 from asyncagent.commands.flags import Flag, flags_of, help_lines
+from asyncagent.commands.train import configure
 from asyncagent.config import Config
 
 
@@ -133,3 +135,13 @@ def test_every_command_is_in_a_group(capsys: pytest.CaptureFixture[str]) -> None
     assert all(len(line) <= 80 for line in lines)
     grouped = [name for names in GROUPS.values() for name in names]
     assert len(grouped) == len(set(grouped))
+
+
+def test_quiet_is_not_inherited(tmp_path: Path) -> None:
+    """A run that was started with --quiet is resumed as loudly as any."""
+    first = configure(["--level_name=catch", f"--logdir={tmp_path}", "--quiet", "--seed=7"])
+    assert first.quiet
+    (tmp_path / "config.json").write_text(first.to_json())
+    again = configure([f"--logdir={tmp_path}"])
+    assert again.seed == 7
+    assert not again.quiet

@@ -35,6 +35,7 @@ ORDER = (
     "board",
     "runs",
     "curves",
+    "panel",
     "terminal",
     "envs",
     "scores",

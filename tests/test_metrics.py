@@ -16,8 +16,9 @@ from asyncagent.metrics import (
     LearnerStatistics,
     Report,
 )
+from asyncagent.panel import describe, describe_briefly
 from asyncagent.structs import EnvStep, Episode, Loss
-from asyncagent.terminal import Terminal, describe, describe_briefly
+from asyncagent.terminal import Terminal
 
 
 def figures(frames: int = 0, updates: int = 0, total_loss: float = 1.0) -> LearnerStatistics:

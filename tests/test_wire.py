@@ -515,7 +515,7 @@ def raw_of(header: wire.FromHost, place: int, value: Any) -> bytes:
     return msgspec.msgpack.encode(fields)
 
 
-HELLO, PING, WANT, SENT, ROW, BYE = GOOD
+HELLO, _, PING, WANT, SENT, ROW, BYE = GOOD
 
 
 @pytest.mark.parametrize(
@@ -532,6 +532,7 @@ HELLO, PING, WANT, SENT, ROW, BYE = GOOD
         *((HELLO, 6, value) for value in (-1, 4097)),
         *((PING, 2, value) for value in (math.nan, math.inf, -0.1, 1e10, "1")),
         *((PING, 3, value) for value in (-1, 2**53)),
+        *((PING, place, value) for place in (4, 5) for value in (math.nan, -0.1, 1.1)),
         *((WANT, 1, value) for value in (-2, 2**53, math.nan)),
         *((SENT, 2, value) for value in (0, -1, 2**53)),
         *((SENT, 3, value) for value in (-1, 2**53)),

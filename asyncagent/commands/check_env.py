@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import uvloop
+from rich.console import Console
+from rich.text import Text
 
 from asyncagent.commands.env_flags import parse_env_flags
 from asyncagent.config import Config
@@ -66,15 +68,16 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     problems = 0
     try:
-        spec = env_spec(flags)
+        with Console(stderr=True).status(Text(f"making {flags.level_name}")):
+            spec = env_spec(flags)
     except ActorLost as error:
         print(f"WRONG    {error}")
         return 1
     for level_name in levels_of(flags.level_name):
         report = Report(spec)
+        print(f"level    {level_name}", flush=True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_check(flags, level_name, report))
-        print(f"level    {level_name}")
         for line in report.lines():
             print(line)
         problems += len(report.problems)

@@ -118,11 +118,11 @@ def _value(field: dataclasses.Field[Any], default: Any) -> Any:
 
 def _metavar(name: str, hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
-        [hint] = [part for part in get_args(hint) if part is not types.NoneType]
+        hint, *_ = [part for part in get_args(hint) if part is not types.NoneType]
     if get_origin(hint) in (tuple, list):
         return f"{_metavar(name, get_args(hint)[0])} ..."
     if get_origin(hint) is Literal:
-        return "|".join(choice for choice in get_args(hint) if choice)
+        return "|".join(str(choice) for choice in get_args(hint) if choice not in ("", None))
     if hint is bool:
         return ""
     plain = {int: "N", float: "X"}.get(hint, "TEXT")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from asyncagent.commands.cli import parse
 from asyncagent.errors import UsageError
 
@@ -53,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         precisions = dict.fromkeys(("float32", skipped.precision))
         try:
             net = build_net(skipped)
-            passes = [compute(skipped, net, precision) for precision in precisions]
+            with Console(stderr=True).status("computing the loss again"):
+                passes = [compute(skipped, net, precision) for precision in precisions]
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             first, *_ = [*str(error).splitlines(), ""]
             raise UsageError(f"{flags.file}: its loss cannot be computed: {first}") from error

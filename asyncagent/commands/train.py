@@ -33,7 +33,7 @@ Flags left out take the values of the run that is resumed, else those of the lev
 def main(arguments: Sequence[str]) -> int:
     """Parse the flags and train; returns the exit status."""
     config = configure(arguments)
-    if config.preset == "paper" and config.level_name.startswith("atari_"):
+    if config.preset == "paper" and config.level_name.startswith("atari_") and not config.quiet:
         print("preset paper: made for 200 M frames; --preset=workstation is for half an hour")
     return run(config)
 
@@ -91,11 +91,13 @@ def run(config: Config) -> int:
 
         make_listener(config)
     _check_writable(Path(config.logdir))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    print(
-        f"{config.level_name}: {config.num_actors} environments in {config.num_groups} groups, "
-        f"net {config.net}{' + LSTM' if config.use_lstm else ''}, logdir {config.logdir}"
-    )
+    level = logging.WARNING if config.quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    if not config.quiet:
+        print(
+            f"{config.level_name}: {config.num_actors} environments in {config.num_groups} groups, "
+            f"net {config.net}{' + LSTM' if config.use_lstm else ''}, logdir {config.logdir}"
+        )
     from asyncagent.loop import train
 
     result = train(config)
@@ -144,7 +146,7 @@ def _recorded(logdir: Path) -> Config | None:
         raise UsageError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path}: not JSON: remove it, and give the run's flags again") from None
-    return dataclasses.replace(Config.from_json(text, path), logdir=str(logdir))
+    return dataclasses.replace(Config.from_json(text, path), logdir=str(logdir), quiet=False)
 
 
 def _check_writable(logdir: Path) -> None:
