@@ -23,7 +23,7 @@ from asyncagent.config import Config
 from asyncagent.files import GrowingFile
 from asyncagent.metrics import LearnerStatistics, Report
 from asyncagent.structs import Episode
-from asyncagent.usage import UsageMeter
+from asyncagent.usage import read_usage
 
 TAGS = {
     "score/episode_return_mean": "episode_return_mean",
@@ -81,7 +81,6 @@ class TensorBoard:
     def __init__(self, logdir: Path, config: Config, resume_frames: int) -> None:
         """TensorBoard hides what an interrupted session logged beyond ``resume_frames``."""
         self._action_repeats = config.num_action_repeats
-        self._usage = UsageMeter()
         self._advice = ""
         # Microseconds: TensorBoard reads a run's files in the order of their names.
         seconds, microseconds = divmod(time.time_ns() // 1000, 10**6)
@@ -129,7 +128,7 @@ class TensorBoard:
         return [(tag, getattr(report, field)) for tag, field in TAGS.items()]
 
     def _system(self, report: Report) -> list[tuple[str, float]]:
-        usage = self._usage.read()._asdict().items()
+        usage = read_usage()._asdict().items()
         stages = report.stages._asdict().items()
         points = [(f"system/{field}", value) for field, value in usage]
         return points + [(f"system/stages/{field}", value) for field, value in stages]

@@ -56,8 +56,8 @@ class CpuClock:
         elapsed_s = max(now_s - self._read_s, 1e-9)
         self._read_s = now_s
         # What has ended and been waited for counts as its parent's: the sum stays what it was.
-        run_s = self._sum()
-        used_s = max(0.0, run_s - self._run_s)
+        run_s = max(self._run_s, self._sum())  # less, where no file may be opened just now
+        used_s = run_s - self._run_s
         self._run_s = run_s
         machine_s = self._read_machine()
         taken_s = max(machine_s - self._machine_s - used_s, 0.0)  # in this order nan stays nan
@@ -71,9 +71,15 @@ class CpuClock:
         """Who descends from this process."""
         self._scanned_s = self._clock()
         parents = {}
-        for entry in self._proc.iterdir():
-            if entry.name.isdigit() and (fields := _stat(entry)):
-                parents[int(entry.name)] = int(fields[1])
+        try:
+            entries = os.listdir(self._proc)
+        except OSError:  # no file may be opened just now, perhaps: those that are known
+            entries = []
+        for name in entries:
+            if name.isdigit() and (fields := _stat(self._proc / name)):
+                parents[int(name)] = int(fields[1])
+        if not parents:
+            return
         ours = self._pids = {os.getpid()}
         while new := {pid for pid, parent in parents.items() if parent in ours} - ours:
             ours |= new
@@ -90,8 +96,10 @@ class CpuClock:
         for thread in threading.enumerate():
             tid = thread.native_id
             if tid is not None:
-                seconds[tid] = _seconds(_stat(self._proc / "self" / "task" / str(tid))[11:13])
-                more = max(0.0, seconds[tid] - self._threads_s.get(tid, 0.0))
+                before_s = self._threads_s.get(tid, 0.0)
+                now_s = _seconds(_stat(self._proc / "self" / "task" / str(tid))[11:13])
+                seconds[tid] = max(before_s, now_s)
+                more = seconds[tid] - before_s
                 used[thread.name] = used.get(thread.name, 0.0) + more
         self._threads_s = seconds
         return used

@@ -87,7 +87,6 @@ LAYOUT = {
     ),
     "machine": (
         Chart("memory, GiB", ("system/(workers_)?memory_gib",)),
-        Chart("cores used", ("system/(workers_)?cores",)),
         Chart("event loop's lag, ms", ("system/loop_lag_ms",)),
     ),
 }

@@ -129,7 +129,6 @@ def test_flags_and_layout(tmp_path: Path) -> None:
     to show."""
     board = TensorBoard(tmp_path, CONFIG, 0)
     stages = Stages(*[0.5] * len(Stages._fields))
-    board._usage.read()  # the cores used are known from the second reading on
     made = report()._replace(levels={"a": LevelReport(7, 2, 1.5)}, stages=stages, loop_lag_ms=1.0)
     board.write(made, [Episode("a", 1.0, 10, 0)], Counts())
     board.close()

@@ -321,6 +321,8 @@ def test_recovery_of_a_worker_that_is_held() -> None:
         assert not recovery.complete
     recovery.over(110.0, restart=False)
     recovery.see(110.0, 800, True)
+    assert not recovery.complete
+    recovery.see(112.0, 900, True)
     assert recovery.complete
     assert (recovery.pause_s, recovery.whole_s) == (4.0, 7.0)
 

@@ -106,6 +106,27 @@ def test_a_new_worker_is_found(machine: Machine) -> None:
     assert clock.read().run == pytest.approx(0.5)
 
 
+def test_nothing_can_be_read_for_a_while(machine: Machine) -> None:
+    """A program that may open no file just now: nothing is known, nothing raised, nothing jumps."""
+    me = os.getpid()
+    machine.process(me, 1, 70.0)
+    machine.thread(30.0)
+    clock = clock_of(machine)
+    away = machine.folder.with_name("away")
+    machine.folder.rename(away)
+    for _ in range(2):
+        machine.now_s += SCAN_S + 1
+        read = clock.read()
+        assert read.run == 0.0 and math.isnan(read.taken) and not any(read.threads.values())
+    away.rename(machine.folder)
+    machine.process(me, 1, 71.0)
+    machine.thread(30.5)
+    machine.now_s += 1.0
+    read = clock.read()
+    assert read.run == pytest.approx(1.0)
+    assert sum(read.threads.values()) == pytest.approx(0.5)
+
+
 def test_rationed_cores_say_nothing_of_others(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,12 +22,14 @@ class ExportFlags:
     logdir: str
     """Folder of the training run."""
     format: Literal["onnx", "torchscript", "torch_export"] = "onnx"
-    """onnx (opened by onnxruntime), torchscript (torch.jit.load) or torch_export
-    (torch.export.load)."""
+    """What to write.
+
+    onnx is opened by onnxruntime, torchscript by torch.jit.load, torch_export by
+    torch.export.load."""
     out: str = ""
-    """File to write; default: policy.onnx, policy.ts or policy.pt2 in the run's folder."""
+    """File to write; none: policy.onnx, .ts or .pt2 in --logdir."""
     checkpoint: str = "newest"
-    """newest, best (by mean return in training), or the name of a file in the run's folder."""
+    """newest, best (by mean return), or a file in --logdir."""
 
 
 def main(arguments: Sequence[str]) -> int:

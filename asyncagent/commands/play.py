@@ -25,21 +25,25 @@ class PlayFlags:
     logdir: str
     """Folder of the training run."""
     checkpoint: str = "newest"
-    """newest, best (by mean return in training), or the name of a file in the run's folder."""
+    """newest, best (by mean return), or a file in --logdir."""
     episodes: int = 1
     """Whole games to play, on each level."""
     render: Literal["auto", "window", "film", "none"] = "auto"
-    """window, film (an mp4), none (returns alone), or auto: a window where there is a screen."""
+    """How; auto: a window where there is a screen.
+
+    film: an mp4, also auto's choice without a screen; none: returns alone."""
     fps: float = 0.0
     """Agent steps per second, in [1, 1000]; 0: the game's own speed."""
     greedy: bool = False
     """Take the likeliest action instead of sampling."""
     seed: int | None = None
-    """Seed of environments and sampling; default: one the training did not use."""
+    """Of environments and sampling; none: one not trained with."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     level_name: str | None = None
-    """Play other levels than the run's, with observations and actions like theirs."""
+    """Play these; none: the run's.
+
+    Levels with observations and actions like those of the run's."""
 
 
 def main(arguments: Sequence[str]) -> int:

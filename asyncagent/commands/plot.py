@@ -44,12 +44,16 @@ class PlotFlags:
     x: Axis = "frames"
     """frames learned from, or hours of training."""
     y: str = "episode_return_mean"
-    """Any number in the lines of metrics.jsonl; of levels: levels.<level>.episode_return_mean, with
-    * for all levels; likewise stages.<stage> and hosts.<host>.<figure>."""
+    """Any number in the lines of metrics.jsonl.
+
+    Of levels: levels.<level>.episode_return_mean, with * for all levels; likewise stages.<stage>
+    and hosts.<host>.<figure>."""
     spread: Spread = "minmax"
-    """Band around the mean of several seeds: minmax, or stderr, the mean's standard error."""
+    """Band around several seeds' mean.
+
+    minmax: from the smallest to the largest; stderr: the mean's standard error."""
     smooth: float = 0.0
-    """Running mean over this share of a curve's length, in [0, 1); 0: none."""
+    """Running mean over this share of a curve, in [0, 1)."""
     title: str = ""
     """Default: the level."""
 

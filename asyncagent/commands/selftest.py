@@ -43,11 +43,13 @@ class SelftestFlags:
     """Flags of ``asyncagent selftest``."""
 
     only: str = ""
-    """Checks to run, or groups of them, with commas: e.g. vtrace,environments."""
+    """Checks or groups, with commas; none: all.
+
+    For example vtrace,environments."""
     json: bool = False
     """Print one JSON object instead of the table."""
     record: str = ""
-    """Write the installed engines' hashes to this file instead of comparing them."""
+    """Write the engines' hashes here instead of comparing them."""
 
     def __post_init__(self) -> None:
         chosen(self.only)

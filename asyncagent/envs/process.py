@@ -31,6 +31,8 @@ MAX_OUTPUT = 8192
 _TICKS = 8
 """Ticks of the watch per timeout: a program that was suspended comes back to one late tick."""
 
+_AGAIN_S = 0.05
+"""Between looks at a process that has exited and cannot be waited for yet."""
 _REAP_S = 1.0
 """Longest wait for a killed process: one that hangs in the kernel is left behind."""
 
@@ -213,7 +215,11 @@ class WorkerProcess:
             self._on_answer()  # its last words
         # Before it is reaped: until then nobody else can get the number of its group.
         self._kill_group()
-        status = self._popen.wait()
+        status = self._popen.poll()
+        if status is None:  # not quite; the loop waits for nobody
+            self._loop.remove_reader(self._pidfd)
+            self._loop.call_later(_AGAIN_S, self._on_exit)
+            return
         self._on_output()
         self._die(f"worker process {_how(status)}{self._where()}{self._last_line(status)}")
         self._watch.cancel()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from endurance.plan import KINDS, LIMIT_S
 
+SETTLE_S = 2.0
+"""After a fault it is looked on for so long at least: what was struck may take a while to fall."""
+
 
 class Recovery:
     """Is told, again and again, what there is; times are of one clock, in seconds."""
@@ -15,7 +18,7 @@ class Recovery:
         self._pause_s = 0.0
         self._whole_s: float | None = None
         self._over_s: float | None = None
-        self._began_s = began_s
+        self._began_s = self._seen_s = began_s
         self._moves_since_over = False
 
     def over(self, now_s: float, restart: bool) -> None:
@@ -26,6 +29,7 @@ class Recovery:
 
     def see(self, now_s: float, progress: int, whole: bool) -> None:
         """Frames until now, and whether all is there that should be."""
+        self._seen_s = now_s
         if progress > self._progress:
             self._pause_s = max(self._pause_s, now_s - self._moved_s)
             self._moved_s, self._progress = now_s, progress
@@ -37,8 +41,9 @@ class Recovery:
 
     @property
     def complete(self) -> bool:
-        """Whether the fault is over, frames go on and all is there."""
-        return self._moves_since_over and self._whole_s is not None
+        """Whether the fault is over for long enough, frames go on and all is there."""
+        settled = self._over_s is not None and self._seen_s >= self._over_s + SETTLE_S
+        return settled and self._moves_since_over and self._whole_s is not None
 
     @property
     def pause_s(self) -> float | None:
