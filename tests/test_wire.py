@@ -514,7 +514,7 @@ def raw_of(header: wire.FromHost, place: int, value: Any) -> bytes:
     return msgspec.msgpack.encode(fields)
 
 
-HELLO, _, PING, WANT, SENT, ROW, BYE = GOOD
+HELLO, PING, WANT, SENT, ROW, BYE = GOOD
 
 
 @pytest.mark.parametrize(
