@@ -119,14 +119,18 @@ class Doctor:
         self._config = config
         self._parts: deque[tuple[float, Stages, float]] = deque()
         self._before_s = math.nan
+        self._learns = False
 
-    def see(self, time_s: float, stages: Stages, loop_lag_ms: float) -> Verdict:
+    def see(
+        self, time_s: float, frames_per_s: float, stages: Stages, loop_lag_ms: float
+    ) -> Verdict:  # fmt: skip
         """The verdict on the last ``WINDOW_S``, with the report of ``time_s``.
 
-        The first report is not judged: it has the beginning in it.
+        Reports until the first that has learned are not judged: they have the beginning in them.
         """
         seconds, self._before_s = time_s - self._before_s, time_s
-        if not math.isfinite(seconds):
+        if not self._learns:
+            self._learns = frames_per_s > 0
             return Verdict()
         self._parts.append((seconds, stages, loop_lag_ms))
         while sum(s for s, _, _ in self._parts) - self._parts[0][0] >= WINDOW_S:

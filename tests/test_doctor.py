@@ -121,16 +121,18 @@ def test_means_go_by_time_and_by_what_is_known() -> None:
 
 
 def test_a_verdict_while_training() -> None:
-    """The first report, with the beginning in it, is not judged; what is long past is forgotten."""
+    """Nothing is judged before the first report that has learned is over; what is long past is
+    forgotten."""
     doctor = Doctor(CONFIG)
     busy = {"environments": WAITS._replace(env_steps=0.9), "learner": WAITS._replace(
         learner_computes=0.9)}  # fmt: skip
-    assert doctor.see(5.0, busy["learner"], 1.0) == Verdict()
-    assert doctor.see(10.0, busy["environments"], 1.0).limit == "environments"
+    for at_s, frames_per_s in ((1.0, 0.0), (2.0, 0.0), (5.0, 9.0)):
+        assert doctor.see(at_s, frames_per_s, busy["learner"], 1.0) == Verdict()
+    assert doctor.see(10.0, 9.0, busy["environments"], 1.0).limit == "environments"
     time_s, limits = 10.0, []
     while time_s < 10.0 + 2 * WINDOW_S:
         time_s += 5.0
-        limits.append(doctor.see(time_s, busy["learner"], 1.0).limit)
+        limits.append(doctor.see(time_s, 9.0, busy["learner"], 1.0).limit)
     assert limits[-1] == "learner"
     assert doctor._parts[0][1] is busy["learner"]
     assert sum(seconds for seconds, _, _ in doctor._parts) == WINDOW_S

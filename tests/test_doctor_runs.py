@@ -36,6 +36,10 @@ from tests.relay import Relay, Weather
 WATCHDOG_S = 900
 POINTS = 0.05
 
+pytestmark = (
+    pytest.mark.slow
+)  # parts sleep for real, long enough that a busy machine does not matter
+
 
 class Taken:
     """All that a run's accounts have said, and when."""

@@ -238,11 +238,12 @@ def test_a_program_that_does_not_end_is_left() -> None:
 def test_a_program_that_ends_is_not_left() -> None:
     """After the watchdog's end its limits are none."""
     left = Left()
+    before = set(threading.enumerate())  # of other tests
 
     async def main() -> None:
         with Watchdog(TIMEOUT_S, leave=left) as watchdog:
             watchdog.leave_within(1000.0, FAILED, "")
-        for thread in threading.enumerate():
+        for thread in set(threading.enumerate()) - before:
             if thread.name == "watchdog":
                 thread.join(WATCHDOG_S)
                 assert not thread.is_alive()

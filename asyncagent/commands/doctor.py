@@ -111,8 +111,11 @@ def read_lines(logdir: Path, last_s: float) -> list[Line]:
         )
     if not lines:
         raise UsageError(f"{path} holds no report of a run: none of its {seen} lines is one")
-    if len(lines) > 1 and lines[0].time_s == lines[0].seconds:
-        lines.popleft()  # the beginning is not like the rest
+    if lines[0].time_s == lines[0].seconds:  # the beginning is not like the rest
+        while len(lines) > 1 and not lines[0].frames_per_s > 0:
+            lines.popleft()
+        if len(lines) > 1:
+            lines.popleft()
     return list(lines)
 
 
