@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import importlib
 import json
 import logging
@@ -246,11 +247,17 @@ class ActorHost:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            assert self._given is not None and self._duty is not None
-            async with asyncio.TaskGroup() as tasks:
-                playing = tasks.create_task(endless("groups", _play(self._given, self._duty)))
-                await self._changed.wait()
-                await cancel(playing)
+            await self._play_on()
+            # What was played hangs together in circles, with its rows and their shared memory.
+            gc.collect()
+
+    async def _play_on(self) -> None:
+        """With the duty there is, until there is another."""
+        assert self._given is not None and self._duty is not None
+        async with asyncio.TaskGroup() as tasks:
+            playing = tasks.create_task(endless("groups", _play(self._given, self._duty)))
+            await self._changed.wait()
+            await cancel(playing)
 
 
 def _limit_the_end(watchdog: Watchdog) -> None:
