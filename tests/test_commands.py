@@ -161,6 +161,14 @@ def test_mistakes_in_one_line(
         assert word in line
 
 
+def test_an_unknown_format_of_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a flag may be is said, and nothing is said twice."""
+    line = one_line_error(capsys, "export", "--format=foo")
+    assert line.lower().count("invalid choice") == 1
+    for word in ("'foo'", "--format", "onnx", "torchscript", "torch_export"):
+        assert word in line
+
+
 def test_read_only_logdir(capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that cannot be written, not even by root, is told before anything starts."""
     line = one_line_error(capsys, "train", "--logdir=/proc/asyncagent")

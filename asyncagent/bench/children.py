@@ -106,17 +106,7 @@ class Children:
 
 class _Child:
     def __init__(self, command: list[str]) -> None:
-        # A file: a pipe that nobody reads would hold the process up.
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._words,
-            text=True,
-            env=environment(),
-            process_group=0,  # Ctrl-C is the parent's
-        )
+        self._process, self._words = start(command)
         self._gave_up = False
 
     def say(self, words: Any) -> None:
@@ -161,6 +151,25 @@ class _Child:
         how = "took too long and was killed" if self._gave_up else f"died with status {status}"
         words = " / ".join(last_words(self._words))
         return f"a measuring process {how}; its last words: {words}"
+
+
+def start(command: Sequence[str]) -> tuple[subprocess.Popen[str], IO[bytes]]:
+    """A process with lines of text to and from it, and the file with its other words.
+
+    It finds the modules that this process finds.
+    """
+    # A file: a pipe that nobody reads would hold the process up.
+    words = tempfile.TemporaryFile()  # noqa: SIM115
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=words,
+        text=True,
+        env=environment(),
+        process_group=0,  # Ctrl-C is the parent's
+    )
+    return process, words
 
 
 def environment() -> dict[str, str]:

@@ -105,10 +105,11 @@ def is_on(arguments: Sequence[str], name: str) -> bool | None:
 
 
 def _one_line(text: str) -> str:
-    words = re.sub(r"[─-╿]", " ", text).split()
+    words = re.sub(r"[─-╿]|-{5,}", " ", text).split()  # frames, as the terminal can draw them
     line = " ".join(words)
     line = re.sub(r"^Value error Error parsing (--\S+) (.*?) Argument helptext:.*$", r"\1 \2", line)
     line = re.sub(r"^(Parsing error|Required options|Unrecognized options)\s*", "", line)
+    line = re.sub(r"^Invalid choice (?=invalid choice )", "", line)
     line = re.sub(r"\s*For full helptext,.*$", "", line)
     line = re.sub(r"^Missing from .*?: (--\S+) \S+ (.*?) \(required\)$", r"\1 is missing: \2", line)
     return line or "the flags cannot be parsed"

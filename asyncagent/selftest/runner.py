@@ -6,15 +6,13 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from asyncagent.bench.children import environment
+from asyncagent.bench.children import start
 from asyncagent.envs.scratch import sweep
 from asyncagent.selftest.outcome import Outcome, State
 from asyncagent.selftest.registry import Check
@@ -68,17 +66,7 @@ def run(
 
 class _Child:
     def __init__(self, command: Sequence[str]) -> None:
-        # A file: a pipe that nobody reads would hold the process up.
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._words,
-            text=True,
-            env=environment(),
-            process_group=0,  # Ctrl-C is the parent's
-        )
+        self._process, self._words = start(command)
         self.is_gone = False
         with self._limit(START_S):
             self._started = self._hear()
