@@ -5,7 +5,8 @@
 
 One run, in which the accounts are switched off and on again: with, without, without, with makes a
 round, and its ratio is what both withs have learned per second / what both withouts have.  Slices
-begin and end with an update.  All flags but those of this script are ``asyncagent train``'s.
+begin and end with an update.  ``--parts=`` switches nothing: how far ratios are from 1 by chance.
+All flags but those of this script are ``asyncagent train``'s.
 
 Also printed is what can be had without comparing rates, which vary: how many changes of state there
 were per second, what one costs, and what a reading of the processor times costs.
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +47,30 @@ from asyncagent.placement import cores
 from asyncagent.stages import Stages, Verdict
 from asyncagent.tracks import Track
 
+PARTS = ("enter", "cpu", "take", "see", "lag")
+"""Changes of state, processor times, shares, advice, and the loop's lag."""
 POLL_S = 0.001
 SILENCE_S = 300.0
 """Longest without an update."""
 
 
 class Switch:
-    """Takes the accounts out of a run that goes on, and puts them back."""
+    """Takes parts of the accounts out of a run that goes on, and puts them back."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: Sequence[str]) -> None:
         self.entered = 0
         self._on = True
-        self._there: list[tuple[type, str, Any]] = [
-            (Track, "enter", lambda track, state: None),
-            (Accounts, "read_cpu", lambda accounts: None),
-            (Accounts, "_take", lambda accounts, cpu, hosts: (Stages(), math.nan)),
-            (Doctor, "see", lambda doctor, *figures: Verdict()),
-        ]
+        there: dict[str, tuple[type, str, Any]] = {
+            "enter": (Track, "enter", lambda track, state: None),
+            "cpu": (Accounts, "read_cpu", lambda accounts: None),
+            "take": (Accounts, "_take", lambda accounts, cpu, hosts: (Stages(), math.nan)),
+            "see": (Doctor, "see", lambda doctor, *figures: Verdict()),
+        }
+        self._enter = Track.enter
+        self._there = [there[part] for part in parts if part in there]
         self._real = [getattr(kind, name) for kind, name, _ in self._there]
+        if "lag" not in parts:
+            return
         switch, watch = self, Accounts.watch_loop
 
         async def watched(accounts: Accounts) -> None:
@@ -83,7 +91,7 @@ class Switch:
 
     def count(self) -> None:
         """From now on count the changes of state."""
-        enter = self._real[0]
+        enter = self._enter
 
         def counted(track: Track, state: int) -> None:
             self.entered += 1
@@ -109,9 +117,11 @@ def rate(learner: Learner, seconds: float) -> float:
     return (end - begin) / (end_s - begin_s)
 
 
-def measure(config: Config, rounds: int, seconds: float, warmup_s: float) -> dict[str, Any]:
+def measure(
+    config: Config, rounds: int, seconds: float, warmup_s: float, parts: Sequence[str]
+) -> dict[str, Any]:
     """Train, and switch; the figures."""
-    switch = Switch()
+    switch = Switch(parts)
     learners: list[Learner] = []
     found: dict[str, Any] = {}
 
@@ -150,7 +160,7 @@ def measure(config: Config, rounds: int, seconds: float, warmup_s: float) -> dic
         )
     if "rates" not in found:
         raise AsyncAgentError("the run ended before it was measured")
-    return figures(config, found["rates"], found["entered"])
+    return {"parts": list(parts), **figures(config, found["rates"], found["entered"])}
 
 
 def figures(config: Config, rates: list[tuple[float, float]], entered: float) -> dict[str, Any]:
@@ -201,15 +211,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each of a round's four")
     parser.add_argument("--warmup_s", type=float, default=10.0, help="time left out before them")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help="what is switched; empty: nothing, for control"
+    )
     arguments, flags = parser.parse_known_args()
+    parts = [part for part in arguments.parts.split(",") if part]
     prog, level = Path(__file__).name, Config.level_name
     try:
         if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.warmup_s < 0:
             raise UsageError("rounds must be >= 1, seconds > 0, warmup_s >= 0")
+        if not set(parts) <= set(PARTS):
+            raise UsageError(f"--parts must be of {','.join(PARTS)}, not {arguments.parts}")
         config = resolved(
             parse_env_flags(Config, flags, level_name=level, prog=prog, description="")
         )
-        found = measure(config, arguments.rounds, arguments.seconds, arguments.warmup_s)
+        found = measure(config, arguments.rounds, arguments.seconds, arguments.warmup_s, parts)
         print(json.dumps(found))
     except AsyncAgentError as error:
         print(f"bench_doctor: {error}", file=sys.stderr)
