@@ -92,6 +92,8 @@ def in_turn(
 
 def add_ratios(figures: Figures, name: str, base: str) -> None:
     """To every kind, ``name``: its median over that of ``base``."""
+    if not figures[base]["median"]:
+        sys.exit(f"bench_remote: nothing came through ({base}): --seconds must be more")
     for figure in figures.values():
         figure[name] = round(figure["median"] / figures[base]["median"], 3)
 
