@@ -5,11 +5,13 @@
 
 One run, in which the accounts are switched off and on again: with, without, without, with makes a
 round, and its ratio is what both withs have learned per second / what both withouts have.  Slices
-begin and end with an update.  ``--parts=`` switches nothing: how far ratios are from 1 by chance.
-All flags but those of this script are ``asyncagent train``'s.
+begin and end with an update.  Accounts cost far less than what rates vary by: they are kept --times
+times over (every change of state, every reading and advice is repeated, the loop is looked at so
+many times as often), and the cost of one is that of all, divided.  ``--parts=`` switches nothing:
+how far ratios are from 1 by chance.  All other flags are ``asyncagent train``'s.
 
-Also printed is what can be had without comparing rates, which vary: how many changes of state there
-were per second, what one costs, and what a reading of the processor times costs.
+Also printed is what can be had without comparing rates: how many changes of state there were per
+second, what one costs, and what a reading of the processor times costs.
 """
 
 from __future__ import annotations
@@ -27,19 +29,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import asyncagent.loop as loop_module
+from asyncagent import accounting, cpu_times
 from asyncagent.accounting import Accounts
 from asyncagent.bench.measure import resolved
 from asyncagent.building import Parts, build
 from asyncagent.commands.env_flags import parse_env_flags
 from asyncagent.config import Config
-from asyncagent.cpu_times import CpuClock
+from asyncagent.cpu_times import CpuClock, CpuTimes
 from asyncagent.doctor import Doctor
 from asyncagent.errors import AsyncAgentError, UsageError
 from asyncagent.learner import Learner
@@ -55,42 +58,51 @@ SILENCE_S = 300.0
 
 
 class Switch:
-    """Takes parts of the accounts out of a run that goes on, and puts them back."""
+    """Takes parts of the accounts out of a run that goes on, and puts them back, multiplied."""
 
-    def __init__(self, parts: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[str], times: int) -> None:
+        """Before the run is built; ``times``: that each part is done when it is there."""
         self.entered = 0
         self._on = True
-        there: dict[str, tuple[type, str, Any]] = {
-            "enter": (Track, "enter", lambda track, state: None),
-            "cpu": (Accounts, "read_cpu", lambda accounts: None),
-            "take": (Accounts, "_take", lambda accounts, cpu, hosts: (Stages(), math.nan)),
-            "see": (Doctor, "see", lambda doctor, *figures: Verdict()),
-        }
         self._enter = Track.enter
-        self._there = [there[part] for part in parts if part in there]
-        self._real = [getattr(kind, name) for kind, name, _ in self._there]
-        if "lag" not in parts:
-            return
+        self._there: list[tuple[type, str, Any, Any]] = []
+        """Class, name of its method, what is called with the accounts, and without."""
+        for part, kind, name, nothing in (
+            ("enter", Track, "enter", lambda track, state: None),
+            ("cpu", CpuClock, "read", lambda clock: CpuTimes(0.0, {}, math.nan, cores())),
+            ("take", Accounts, "_take", lambda accounts, cpu, hosts: (Stages(), math.nan)),
+            ("see", Doctor, "see", lambda doctor, *figures: Verdict()),
+        ):
+            if part in parts:
+                self._there.append((kind, name, _repeated(getattr(kind, name), times), nothing))
+        if "cpu" in parts:  # every reading looks up the processes anew, which every second one does
+            setattr(cpu_times, "SCAN_S", 0.0)  # noqa: B010 (mypy minds the other way)
+        if "lag" in parts:
+            self._watch(times)
+        self.set(True)
+
+    def _watch(self, times: int) -> None:
         switch, watch = self, Accounts.watch_loop
+        setattr(accounting, "TICK_S", accounting.TICK_S / times)  # noqa: B010
 
         async def watched(accounts: Accounts) -> None:
             while True:  # what has been told to sleep is not told otherwise: it looks now and then
                 if switch._on:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(1.0):
+                        async with asyncio.timeout(0.2):
                             await watch(accounts)
                 else:
-                    await asyncio.sleep(1.0)
+                    await asyncio.sleep(0.2)
 
-        setattr(Accounts, "watch_loop", watched)  # noqa: B010 (mypy minds the other way)
+        setattr(Accounts, "watch_loop", watched)  # noqa: B010
 
     def set(self, on: bool) -> None:
         self._on = on
-        for (kind, name, nothing), real in zip(self._there, self._real, strict=True):
-            setattr(kind, name, real if on else nothing)
+        for kind, name, repeated, nothing in self._there:
+            setattr(kind, name, repeated if on else nothing)
 
     def count(self) -> None:
-        """From now on count the changes of state."""
+        """From now on count the changes of state, which are done once."""
         enter = self._enter
 
         def counted(track: Track, state: int) -> None:
@@ -98,6 +110,18 @@ class Switch:
             enter(track, state)
 
         setattr(Track, "enter", counted)  # noqa: B010
+
+
+def _repeated(method: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """The method, done so many times; what the first said counts."""
+
+    def repeated(owner: Any, *arguments: Any) -> Any:
+        first = method(owner, *arguments)
+        for _ in range(times - 1):
+            method(owner, *arguments)
+        return first
+
+    return repeated
 
 
 def rate(learner: Learner, seconds: float) -> float:
@@ -118,10 +142,10 @@ def rate(learner: Learner, seconds: float) -> float:
 
 
 def measure(
-    config: Config, rounds: int, seconds: float, warmup_s: float, parts: Sequence[str]
+    config: Config, rounds: int, seconds: float, warmup_s: float, parts: Sequence[str], times: int
 ) -> dict[str, Any]:
     """Train, and switch; the figures."""
-    switch = Switch(parts)
+    switch = Switch(parts, times)
     learners: list[Learner] = []
     found: dict[str, Any] = {}
 
@@ -144,7 +168,6 @@ def measure(
                     switch.set(on)
                     sums[on] += rate(learners[0], seconds) / 2
                 rates.append((sums[True], sums[False]))
-            switch.set(True)
             switch.count()
             time.sleep(seconds)
             found["rates"] = rates
@@ -160,10 +183,12 @@ def measure(
         )
     if "rates" not in found:
         raise AsyncAgentError("the run ended before it was measured")
-    return {"parts": list(parts), **figures(config, found["rates"], found["entered"])}
+    return {"parts": list(parts), **figures(config, found["rates"], found["entered"], times)}
 
 
-def figures(config: Config, rates: list[tuple[float, float]], entered: float) -> dict[str, Any]:
+def figures(
+    config: Config, rates: list[tuple[float, float]], entered: float, times: int
+) -> dict[str, Any]:
     """Of (with, without) of each round."""
     ratios = [on / off for on, off in rates]
     enter_s, read_s = costs()
@@ -176,7 +201,9 @@ def figures(config: Config, rates: list[tuple[float, float]], entered: float) ->
         "frames_per_s_without": round(statistics.median(off for _, off in rates)),
         "ratio_median": round(statistics.median(ratios), 4),
         "ratio_range": [round(min(ratios), 4), round(max(ratios), 4)],
-        "ratio_standard_error": round(statistics.stdev(ratios) / math.sqrt(len(ratios)), 4)
+        "times": times,
+        "cost_mean": round((1 - statistics.mean(ratios)) / times, 5),
+        "cost_standard_error": round(statistics.stdev(ratios) / math.sqrt(len(ratios)) / times, 5)
         if len(ratios) > 1
         else None,
         "changes_per_s": round(entered),
@@ -214,18 +241,20 @@ def main() -> None:
     parser.add_argument(
         "--parts", default=",".join(PARTS), help="what is switched; empty: nothing, for control"
     )
+    parser.add_argument("--times", type=int, default=20, help="that the accounts are kept over")
     arguments, flags = parser.parse_known_args()
     parts = [part for part in arguments.parts.split(",") if part]
     prog, level = Path(__file__).name, Config.level_name
     try:
-        if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.warmup_s < 0:
-            raise UsageError("rounds must be >= 1, seconds > 0, warmup_s >= 0")
+        if min(arguments.rounds, arguments.times) < 1 or arguments.seconds <= 0:
+            raise UsageError("rounds and times must be >= 1, seconds > 0")
         if not set(parts) <= set(PARTS):
             raise UsageError(f"--parts must be of {','.join(PARTS)}, not {arguments.parts}")
         config = resolved(
             parse_env_flags(Config, flags, level_name=level, prog=prog, description="")
         )
-        found = measure(config, arguments.rounds, arguments.seconds, arguments.warmup_s, parts)
+        rounds, seconds, warmup_s = arguments.rounds, arguments.seconds, arguments.warmup_s
+        found = measure(config, rounds, seconds, warmup_s, parts, arguments.times)
         print(json.dumps(found))
     except AsyncAgentError as error:
         print(f"bench_doctor: {error}", file=sys.stderr)
