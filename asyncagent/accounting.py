@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
@@ -25,6 +26,8 @@ from asyncagent.tracks import (
 TICK_S = 0.05
 """The loop's lag is looked at so often."""
 
+_log = logging.getLogger(__name__)
+
 
 class Accounts:
     """Where the time of one run goes. Belongs to the event loop's thread."""
@@ -43,6 +46,7 @@ class Accounts:
         self._lag = Lag(TICK_S, clock())
         self._loop_name = threading.current_thread().name
         self._cpu_clock: CpuClock | None = None
+        self._cpu_is_unknown = False
         self._ended: tuple[Stages, float] | None = None
 
     def begin(self) -> None:
@@ -58,11 +62,20 @@ class Accounts:
             self._lag.ran(self._clock())
 
     def read_cpu(self) -> CpuTimes | None:
-        """Processor time since the last call; None at the first. Reads files: on a thread."""
-        if self._cpu_clock is None:
-            self._cpu_clock = CpuClock()
+        """Processor time since the last call; None at the first. Reads files: on a thread.
+
+        None, too, where it cannot be read: a figure is not worth a run.
+        """
+        try:
+            if self._cpu_clock is None:
+                self._cpu_clock = CpuClock()
+                return None
+            return self._cpu_clock.read()
+        except Exception:
+            if not self._cpu_is_unknown:
+                _log.warning("processor times are not known; the run goes on", exc_info=True)
+            self._cpu_is_unknown = True
             return None
-        return self._cpu_clock.read()
 
     def end(self) -> None:
         """The run ends: what its end takes is no part of what it was."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from asyncagent.placement import cores, cpu_limit
+from asyncagent.placement import core_time, cpu_limit
 
 SCAN_S = 10.0
 """Which processes are ours is looked up anew every so many seconds."""
@@ -29,8 +29,8 @@ class CpuTimes(NamedTuple):
     """Python's threads of this process, by name; those of one name together."""
     taken: float
     """By other programs, of the cores we may use; nan: not known, as where cores are rationed."""
-    num_cores: int
-    """That this process may use."""
+    num_cores: float
+    """That this process may use; of a container's limit the fraction counts."""
 
 
 class CpuClock:
@@ -65,7 +65,7 @@ class CpuClock:
         threads = {name: s / elapsed_s for name, s in self._read_threads().items()}
         if now_s - self._scanned_s > SCAN_S:
             self._scan()
-        return CpuTimes(used_s / elapsed_s, threads, taken_s / elapsed_s, cores())
+        return CpuTimes(used_s / elapsed_s, threads, taken_s / elapsed_s, core_time())
 
     def _scan(self) -> None:
         """Who descends from this process."""
@@ -120,7 +120,8 @@ class CpuClock:
 def _stat(folder: Path) -> list[str]:
     """Fields of a process's or thread's stat after its name, state first; none if it is gone."""
     try:
-        return (folder / "stat").read_text().rpartition(")")[2].split()
+        # A name is whatever its owner calls it: half a letter, perhaps.
+        return (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return []
 

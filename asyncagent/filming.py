@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asyncagent.batcher import DynamicBatcher
 from asyncagent.config import Config
 from asyncagent.envs import levels_of, make_group
-from asyncagent.envs.base import EnvGroup
+from asyncagent.envs.base import EnvGroup, import_engine
 from asyncagent.errors import UsageError
 from asyncagent.games import Job, play
 from asyncagent.host_policy import HostPolicy
@@ -71,9 +72,11 @@ class Filming:
 
     async def run(self) -> None:
         """Film for ever; ends by cancellation, and closes what it has opened."""
-        if not self._interval:
+        if not self._interval or not self._can_film():
             await asyncio.Event().wait()
         number = self._frames() // self._interval
+        levels = deque(self._levels)
+        levels.rotate(-number - 1)
         # Made here: a thread that nobody needs is none.
         thread = NamedThread("film")
         batcher = DynamicBatcher(self._infer, name="film", thread=thread)
@@ -83,18 +86,31 @@ class Filming:
                 if self._frames() // self._interval == number:
                     continue
                 number = self._frames() // self._interval
-                level = self._levels[number % len(self._levels)]
+                if not levels:
+                    continue
+                level = levels[0]
+                levels.rotate(-1)
                 try:
                     await self._film(level, batcher, thread)
                 except Exception as failure:
                     error = first_of(failure)
                     if isinstance(error, UsageError):  # which no other try will mend
                         _log.warning("no clips of %s: %s", level, error)
-                        await asyncio.Event().wait()
-                    _log.warning("no clip of %s; the run goes on: %r", level, error)
+                        levels.remove(level)
+                    else:
+                        _log.warning("no clip of %s; the run goes on: %r", level, error)
         finally:
             batcher.close()
             thread.close()
+
+    def _can_film(self) -> bool:
+        try:
+            import_engine("PIL", "video")
+            Clip(self._levels[0], self._spec)
+        except UsageError as error:
+            _log.warning("no clips of %s: %s", self._config.level_name, error)
+            return False
+        return True
 
     async def _film(self, level: str, batcher: DynamicBatcher, thread: NamedThread) -> None:
         frames = self._frames()

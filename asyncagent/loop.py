@@ -209,7 +209,8 @@ class _Run:
             deadline_s = asyncio.get_running_loop().time() + grace
             if self.lockstep is not None:
                 await self.lockstep.park(learner, grace / 2)
-            await cancel(*actors, saver, watchdog, lag, filming)
+            filming.cancel()  # what is filmed may take a while to end: meanwhile all is saved
+            await cancel(*actors, saver, watchdog, lag)
             self.batcher.close()
             self.queue.close()
             await asyncio.wait({learner}, timeout=grace / 2)
@@ -223,7 +224,8 @@ class _Run:
                     await self._save()
                     saved = True
                     await self._report(summary=True)
-                    await asyncio.gather(*(group.close() for group in self.groups))
+                    closing = [group.close() for group in self.groups]
+                    await asyncio.gather(cancel(filming), *closing)
         if end.expired():
             what = "the end is saved" if saved else "nothing was saved since the last checkpoint"
             raise GraceOver(f"--grace_s={grace:g} is over before everything has ended: {what}")
@@ -391,6 +393,8 @@ class _Run:
             await self._report(summary)
 
     async def _report(self, summary: bool) -> None:
+        # First: it may have to wait for a checkpoint, and frames belong to the time of the report.
+        cpu = await self.files_thread.run(self.accounts.read_cpu)
         figures = await self.learner_thread.run(self.learner.take_statistics)
         batches = self.batcher.statistics()
         recent = batches.since(self._batcher_before)
@@ -404,7 +408,6 @@ class _Run:
                 learning_rate=figures.learning_rate,
             )
         self._figures = figures
-        cpu = await self.files_thread.run(self.accounts.read_cpu)
         report = self.counters.report(
             figures,
             recent.mean_batch_size,

@@ -256,7 +256,7 @@ def _hosts(report: Report, room: int) -> str:
     waits = report.stages.hosts_wait
     actors = sum(host.actors for host in hosts.values())
     text = f"{len(hosts)} with {actors:,} actors"
-    text += f", await the network {waits:.0%}" if _known(waits) else ""
+    text += f", await the learner {waits:.0%}" if _known(waits) else ""
     each = [
         f"{printable(name)} {host.frames_per_s:,.0f}/s lag {_figure(host.policy_lag_mean, 1)}"
         for name, host in hosts.items()

@@ -42,9 +42,14 @@ class Placement(NamedTuple):
 
 def cores() -> int:
     """CPU cores this process may use; a container's limit counts, rounded up."""
+    return max(1, math.ceil(core_time()))
+
+
+def core_time() -> float:
+    """Seconds of processor time per second that this process can get."""
     limit = cpu_limit()
     allowed = len(os.sched_getaffinity(0))
-    return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
+    return allowed if limit is None else min(allowed, limit)
 
 
 @functools.cache

@@ -6,9 +6,10 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from rich.console import Console
@@ -17,10 +18,15 @@ from rich.text import Text
 
 from asyncagent.metrics import Report
 from asyncagent.panel import View, describe, in_ascii, panel, printable, smoothed
+from asyncagent.threads import NamedThread
 
 MAX_REPORTS = 60
 """So many reports' rates and returns are kept, for the panel's curves."""
 MAX_WARNINGS = 2
+MAX_PENDING = 8
+"""Where the terminal takes nothing (Ctrl-S, a pager), what exceeds so many is never printed."""
+CLOSE_S = 2.0
+"""Longest to wait, at the end, for what has not been printed yet."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +57,10 @@ class _Last(logging.Handler):
 
 
 class Terminal:
-    """A live panel where stdout is a terminal, plain lines elsewhere, nothing if ``quiet``."""
+    """A live panel where stdout is a terminal, plain lines elsewhere, nothing if ``quiet``.
+
+    A context manager.  Within it a thread prints: who has something to say never waits.
+    """
 
     def __init__(
         self, level_name: str, total_frames: int, frames: int, quiet: bool = False
@@ -67,15 +76,16 @@ class Terminal:
         self._limit = ""
         self._console = _Console(highlight=False, markup=False, quiet=quiet)
         self._live: Live | None = None
-        if self._console.is_terminal and not self._console.is_dumb_terminal and not quiet:
+        if _is_live(self._console) and not quiet:
             self._live = Live(
                 console=self._console,
                 get_renderable=self._render,
-                auto_refresh=False,  # a thread that draws would hold up those that learn
-                redirect_stderr=sys.stderr.isatty(),
+                auto_refresh=False,  # often enough is with every report
+                redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
                 vertical_overflow="crop",
             )
         self._end = contextlib.ExitStack()
+        self._thread: NamedThread | None = None
 
     def __enter__(self) -> Terminal:
         if self._live is not None:
@@ -85,18 +95,28 @@ class Terminal:
             self._console.show_cursor(True)
             self._live.refresh()
             self._end.enter_context(_heard(self._warnings))
+        self._thread = NamedThread("terminal")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
+        self.settle()
+        if self._thread is not None:
+            self._thread.close()
         self._end.close()
+
+    def settle(self, timeout_s: float = CLOSE_S) -> None:
+        """Wait until all is printed, or the terminal takes nothing for so long."""
+        if self._thread is not None and self._thread.num_pending:
+            settled = threading.Event()
+            self._thread.submit(settled.set)
+            settled.wait(timeout_s)
 
     def say(self, message: str) -> None:
         """Print a message of its own line, above the panel."""
-        with _unwatched(self._console):
-            self._console.print(message, soft_wrap=True)
+        self._soon(lambda: self._console.print(message, soft_wrap=True))
 
     def show(self, report: Report) -> None:
         """Show a report."""
@@ -105,15 +125,21 @@ class Terminal:
         self._view = self._view._replace(
             report=report, rates=tuple(self._rates), returns=tuple(self._returns)
         )
-        with _unwatched(self._console):
-            if self._live is not None:
-                self._live.refresh()
-            else:
-                self._print(report)
+        rate = smoothed(self._view.rates)
+        self._soon(self._live.refresh if self._live else lambda: self._print(report, rate))
 
-    def _print(self, report: Report) -> None:
+    def _soon(self, draw: Callable[[], object]) -> None:
+        def drawn() -> None:
+            with _unwatched(self._console):
+                if not self._console.quiet:
+                    draw()
+
+        if self._thread is not None and self._thread.num_pending < MAX_PENDING:
+            self._thread.submit(drawn)
+
+    def _print(self, report: Report, rate: float) -> None:
         total = self._view.total_frames
-        figures = describe(report, total, smoothed(self._view.rates))
+        figures = describe(report, total, rate)
         self._console.print(f"{100 * report.frames / total:5.1f}%  {figures}", soft_wrap=True)
         limit, advice = report.verdict
         if advice and limit != self._limit:
@@ -132,6 +158,12 @@ class Terminal:
         return text if self._console.encoding.startswith("utf") else in_ascii(text)
 
 
+def _is_live(console: Console) -> bool:
+    """Whether lines can be drawn anew there; rich calls a pipe a terminal where it is told to."""
+    is_tty = console.file.isatty() and console.is_terminal
+    return is_tty and console.is_interactive and not console.is_dumb_terminal
+
+
 @contextlib.contextmanager
 def _unwatched(console: _Console) -> Iterator[None]:
     """A terminal that is gone, or a full disk, ends what is printed, not the run."""
@@ -140,6 +172,9 @@ def _unwatched(console: _Console) -> Iterator[None]:
     except OSError as error:
         console.on_broken_pipe()
         _log.warning("stdout: %s; no more is printed there", error.strerror)
+    except Exception:
+        console.on_broken_pipe()
+        _log.warning("no more is printed on stdout; the run goes on", exc_info=True)
 
 
 @contextlib.contextmanager

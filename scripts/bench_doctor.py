@@ -145,6 +145,7 @@ def measure(
     config: Config, rounds: int, seconds: float, warmup_s: float, parts: Sequence[str], times: int
 ) -> dict[str, Any]:
     """Train, and switch; the figures."""
+    direct = costs()
     switch = Switch(parts, times)
     learners: list[Learner] = []
     found: dict[str, Any] = {}
@@ -183,16 +184,16 @@ def measure(
         )
     if "rates" not in found:
         raise AsyncAgentError("the run ended before it was measured")
-    return {"parts": list(parts), **figures(config, found["rates"], found["entered"], times)}
+    return {
+        "parts": list(parts),
+        **figures(config, found["rates"], times),
+        **directly(config, found["entered"], *direct),
+    }
 
 
-def figures(
-    config: Config, rates: list[tuple[float, float]], entered: float, times: int
-) -> dict[str, Any]:
+def figures(config: Config, rates: list[tuple[float, float]], times: int) -> dict[str, Any]:
     """Of (with, without) of each round."""
     ratios = [on / off for on, off in rates]
-    enter_s, read_s = costs()
-    share = entered * enter_s + read_s / config.report_interval_s
     return {
         "level_name": config.level_name,
         "net": config.net,
@@ -206,6 +207,13 @@ def figures(
         "cost_standard_error": round(statistics.stdev(ratios) / math.sqrt(len(ratios)) / times, 5)
         if len(ratios) > 1
         else None,
+    }
+
+
+def directly(config: Config, entered: float, enter_s: float, read_s: float) -> dict[str, Any]:
+    """Of changes of state per second, and the seconds of a change and of a reading."""
+    share = entered * enter_s + read_s / config.report_interval_s
+    return {
         "changes_per_s": round(entered),
         "change_us": round(1e6 * enter_s, 2),
         "reading_ms": round(1e3 * read_s, 2),

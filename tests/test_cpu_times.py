@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from asyncagent import cpu_times
+from asyncagent.accounting import Accounts
 from asyncagent.cpu_times import SCAN_S, CpuClock
 from asyncagent.placement import cores
+from asyncagent.tracks import Track
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -127,6 +129,20 @@ def test_nothing_can_be_read_for_a_while(machine: Machine) -> None:
     assert sum(read.threads.values()) == pytest.approx(0.5)
 
 
+def test_names_that_are_no_text(machine: Machine) -> None:
+    """The kernel cuts names at 15 bytes, in the middle of a letter: others' names are no reason to
+    fail."""
+    machine.process(900001, os.getpid(), 5.0)
+    stat = machine.folder / "900001" / "stat"
+    stat.write_bytes(stat.read_bytes().replace(b"strange", "Проводник".encode()[:15]))
+    clock = clock_of(machine)
+    machine.now_s = 1.0
+    assert clock.read().run == 0.0
+    machine.now_s = 2.0
+    machine.process(900001, os.getpid(), 6.0)
+    assert clock.read().run == pytest.approx(1.0)
+
+
 def test_rationed_cores_say_nothing_of_others(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,3 +161,20 @@ def test_the_real_proc_is_read() -> None:
     read = clock.read()
     assert total and read.run > 0
     assert read.threads[threading.current_thread().name] > 0
+
+
+def test_times_that_cannot_be_read_end_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong is told once, and the figures are not known."""
+
+    def broken(clock: CpuClock) -> None:
+        raise ValueError("no such field")
+
+    accounts = Accounts(1, Track(3), Track(3))
+    assert accounts.read_cpu() is None
+    assert accounts.read_cpu() is not None
+    monkeypatch.setattr(CpuClock, "read", broken)
+    assert accounts.read_cpu() is None and accounts.read_cpu() is None
+    (warning,) = caplog.records
+    assert "no such field" in caplog.text and "goes on" in warning.getMessage()

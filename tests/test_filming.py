@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import asyncagent.filming as filming_module
+from asyncagent.checkpoint import checkpoint_paths
 from asyncagent.config import Config, resolve
 from asyncagent.errors import ConfigError, UsageError
 from asyncagent.filming import MAX_STEPS, Filming
@@ -56,7 +58,8 @@ class Run:
 
     def __init__(self, spec: EnvSpec = SPEC, **flags: Any) -> None:
         values: dict[str, Any] = {"net": "mlp", "video_interval_frames": 1000} | flags
-        self.config = resolve("atari_pong,atari_breakout", **values)
+        level_name = values.pop("level_name", "atari_pong,atari_breakout")
+        self.config = resolve(level_name, **values)
         net = make_net("mlp", spec, False, 1)
         self.net = net
         self.policy = Policy(net, spec.actions, torch.device("cpu"), torch.float32, 1)
@@ -216,6 +219,55 @@ def test_what_cannot_be_filmed_is_told_once(
     assert made == []
 
 
+def test_a_level_that_cannot_be_made_is_the_only_one_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once; the others have their turns, however many intervals a clip takes."""
+    shown = []
+
+    def make_group(config: Config, *, level_name: str, **_: Any) -> Pictures:
+        if level_name == "atari_breakout":
+            raise UsageError("breakout needs a folder")
+        shown.append(level_name)
+        return Pictures(7)
+
+    monkeypatch.setattr(filming_module, "make_group", make_group)
+    run = Run(level_name="atari_pong,atari_breakout,atari_qbert")
+
+    async def test() -> None:
+        for _ in range(4):
+            while run.clips.empty():
+                run.frames += 3000
+                await asyncio.sleep(0.002)
+            run.clips.get_nowait()
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(during(run, test))
+    (warning,) = caplog.records
+    assert "atari_breakout" in warning.getMessage() and "a folder" in warning.getMessage()
+    assert {"atari_pong", "atari_qbert"} == {*shown}
+    assert all(shown[index] != shown[index + 1] for index in range(3))
+
+
+def test_without_what_makes_films_nothing_is_played(
+    monkeypatch: pytest.MonkeyPatch, made: list[Pictures], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning says what to install, before a game is played for nothing."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    run = Run()
+
+    async def test() -> None:
+        for _ in range(20):
+            run.frames += 1000
+            await asyncio.sleep(0.002)
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(during(run, test))
+    (warning,) = caplog.records
+    assert "[video]" in warning.getMessage()
+    assert made == []
+
+
 def test_the_end_does_not_wait_for_a_film(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelled in the middle of a game, it closes the environment and leaves no thread."""
     stepping = asyncio.Event()
@@ -259,6 +311,26 @@ def test_a_run_that_cannot_film_goes_on(
         result = train(loop_config(tmp_path, video_interval_frames=1))
     assert result.frames >= 2000
     assert caplog.text.count("no clips of catch") == 1
+
+
+def test_the_end_is_saved_before_a_film_has_ended(
+    tmp_path: Path, groups: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment that takes its time to close costs the run no checkpoint."""
+    saved = False
+
+    async def slow(filming: Filming) -> None:
+        nonlocal saved
+        try:
+            await asyncio.Event().wait()
+        finally:
+            while not checkpoint_paths(tmp_path):
+                await asyncio.sleep(0.001)
+            saved = True
+
+    monkeypatch.setattr(Filming, "run", slow)
+    train(loop_config(tmp_path))
+    assert saved
 
 
 def test_deterministic_runs_do_not_film() -> None:

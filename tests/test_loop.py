@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 import asyncagent.loop as loop_module
 from asyncagent import building
 from asyncagent.__main__ import main
+from asyncagent.accounting import Accounts
 from asyncagent.checkpoint import checkpoint_paths, load_checkpoint, locked
 from asyncagent.config import Config, resolve
 from asyncagent.errors import CheckpointError, GraceOver, NotFinite, Stalled, UsageError
@@ -96,6 +97,27 @@ def leaves(error: BaseException) -> list[BaseException]:
     if isinstance(error, BaseExceptionGroup):
         return [leaf for child in error.exceptions for leaf in leaves(child)]
     return [error]
+
+
+def test_frames_are_counted_when_a_report_is_made(
+    tmp_path: Path, groups: list[Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a report has to wait for comes before: rates are frames at a time / that time."""
+    order: list[str] = []
+    for kind, name in ((Accounts, "read_cpu"), (Learner, "take_statistics")):
+        monkeypatch.setattr(kind, name, noting(order, name, getattr(kind, name)))
+    train(config(tmp_path))
+    reports = order[order.index("take_statistics") - 1 :]
+    assert len(reports) >= 4
+    assert reports == ["read_cpu", "take_statistics"] * (len(reports) // 2)
+
+
+def noting(order: list[str], name: str, method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def noted(owner: Any) -> Any:
+        order.append(name)
+        return method(owner)
+
+    return noted
 
 
 def test_a_run_ends_by_itself_and_leaves_its_files(tmp_path: Path, groups: list[Group]) -> None:

@@ -124,3 +124,4 @@ def test_cores_are_those_allowed_within_the_limit(
     monkeypatch.setattr(placement_module, "cpu_limit", lambda: limit)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     assert placement_module.cores() == expected
+    assert placement_module.core_time() == (6 if limit is None else min(limit, 6))

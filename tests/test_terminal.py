@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+import asyncagent.terminal as terminal_module
 from asyncagent.metrics import (
     NO_HOSTS,
     Counters,
@@ -44,8 +46,9 @@ from asyncagent.panel import (
     stage_parts,
 )
 from asyncagent.stages import Stages, Verdict
-from asyncagent.terminal import Terminal
+from asyncagent.terminal import MAX_PENDING, Terminal
 
+WATCHDOG_S = 60.0
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = Stages(0.71, 0.2, 0.09, 0.4, 0.05, 0.55, 0.9, 0.02, 0.08, 0.34, 0.98, 0.03)
 ADVICE = (
@@ -210,7 +213,7 @@ def test_of_many_levels_the_rest_is_counted() -> None:
     assert shown.endswith(f"and {30 - shown.count('level_')} more")
     assert lines[first + 2].startswith("lag")
     (hosts,) = [line for line in lines if line.startswith("hosts")]
-    assert "9 with 288 actors, await the network 3%" in hosts
+    assert "9 with 288 actors, await the learner 3%" in hosts
     (hosts,) = [line for line in lines_of(view_of(full(1, 9))) if line.startswith("hosts")]
     assert hosts.endswith("3%  host-0 3,200/s lag 4.1  and 8 more")
     assert "level_0" not in "\n".join(lines_of(view_of(full(1)))), "the return line says it"
@@ -274,11 +277,13 @@ def test_live_panel_replaces_itself() -> None:
             with Terminal("catch", 500_000, 0) as terminal:
                 for frames in (100_000, 200_000, 250_000):
                     terminal.show(full()._replace(frames=frames))
+                    terminal.settle(WATCHDOG_S)
                     logging.getLogger("x").warning("[bold]careful\nsecond line")
                     print(f"printed [{frames}]")
                     print("and on stderr", file=sys.stderr)
                 terminal.say("stopping [now]")
                 terminal.show(full())
+                terminal.settle(WATCHDOG_S)
                 assert cursor_shown(tty.getvalue()), "a killed process leaves a cursor"
                 assert screen(tty.getvalue())[-1] == "", "what comes next begins on its own line"
             assert handler.stream is tty
@@ -361,9 +366,83 @@ def test_a_terminal_that_is_gone_ends_no_run(live: bool) -> None:
     """Where stdout can no longer be written to, the run goes on in silence."""
     with streams(terminal=live) as tty, Terminal("catch", 500_000, 0) as terminal:
         terminal.show(full())
+        terminal.settle(WATCHDOG_S)
         tty.gone = True
         terminal.show(full())
         terminal.say("stopping")
+
+
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE"])
+def test_a_pipe_is_no_terminal_whatever_it_is_called(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Where colours are asked for, a pipe still gets a line per report, and no cursor moves."""
+    with streams(terminal=False) as out:
+        monkeypatch.setenv(variable, "1")
+        with Terminal("catch", 500_000, 0) as terminal:
+            terminal.show(full())
+            terminal.show(full())
+    assert out.getvalue().count("250,000 frames") == 2
+    assert not re.search(r"\x1b\[[\d;?]*[^m\d;?]", out.getvalue())
+
+
+def test_without_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may be started without one."""
+    with streams() as tty:
+        monkeypatch.setattr(sys, "stderr", None)
+        with Terminal("catch", 500_000, 0) as terminal:
+            terminal.show(full())
+    assert "awaits actions" in tty.getvalue()
+
+
+class Held(Tty):
+    """Takes nothing until it is let go, as a terminal after Ctrl-S."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.terminal = False
+        self.asked = threading.Event()
+        self.go = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.asked.set()
+        assert self.go.wait(WATCHDOG_S)
+        return super().write(text)
+
+
+def test_a_terminal_that_takes_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports and messages go on, what does not fit is dropped, and the end does not hang."""
+    held = Held()
+    with streams():
+        monkeypatch.setattr(sys, "stdout", held)
+        with Terminal("catch", 500_000, 0) as terminal:
+            terminal.show(full())
+            assert held.asked.wait(WATCHDOG_S)
+            for _ in range(10 * MAX_PENDING):
+                terminal.show(full())
+                terminal.say("stopping")
+            terminal.settle(0.01)
+            held.go.set()
+            terminal.settle(WATCHDOG_S)
+    assert 1 <= held.getvalue().count("250,000 frames") <= MAX_PENDING
+
+
+def test_a_panel_that_cannot_be_drawn_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The traceback is a warning; nothing is printed from then on."""
+
+    def broken(*figures: Any) -> str:
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(terminal_module, "describe", broken)
+    with streams(terminal=False) as out, Terminal("catch", 500_000, 0) as terminal:
+        terminal.show(full())
+        terminal.settle(WATCHDOG_S)
+        terminal.show(full())
+    (warning,) = caplog.records
+    assert "of nothing" in caplog.text and warning.levelno == logging.WARNING
+    assert out.getvalue() == ""
 
 
 PROGRAM = """
@@ -373,9 +452,11 @@ from test_terminal import full
 from asyncagent.terminal import Terminal
 with Terminal("catch", 500_000, 0) as terminal:
     terminal.show(full())
+    terminal.settle(60.0)
     print("go on?", flush=True)
     sys.stdin.readline()
     terminal.show(full())
+    terminal.settle(60.0)
     os._exit(130)
 """
 
