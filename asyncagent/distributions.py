@@ -77,6 +77,17 @@ def sample(space: ActionSpace, logits: Tensor, generator: torch.Generator) -> Te
     return mode(space, logits - noise.log())
 
 
+def acted_on(space: ActionSpace, logits: Tensor) -> Tensor:
+    """``logits`` [..., A] with the numbers by which is acted: a ``Box``'s log_std in LOG_STD_RANGE.
+
+    For those who act elsewhere; no gradient passes where a bound was broken.
+    """
+    if not isinstance(space, Box):
+        return logits
+    mean, log_std = logits.chunk(2, dim=-1)
+    return torch.cat([mean, _bounded(log_std)], dim=-1)
+
+
 def num_inputs(space: ActionSpace) -> int:
     """Numbers per action in ``encode``."""
     return space.num_dims if isinstance(space, Box) else space.num_logits
@@ -109,7 +120,11 @@ def _gaussian(space: Box, logits: Tensor) -> tuple[Tensor, Tensor]:
     if space.bounded:
         mean = _NoFurtherOut.apply(mean)  # type: ignore[no-untyped-call]
     # The gradient passes as if unbounded: what went beyond a bound can be pulled back.
-    return mean, log_std + (log_std.clamp(*LOG_STD_RANGE) - log_std).detach()
+    return mean, log_std + (_bounded(log_std) - log_std).detach()
+
+
+def _bounded(log_std: Tensor) -> Tensor:
+    return log_std.clamp(*LOG_STD_RANGE)
 
 
 class _NoFurtherOut(torch.autograd.Function):

@@ -1,10 +1,10 @@
 """Policies as files that run without asyncagent: ONNX, TorchScript and torch.export.
 
 A file takes one step: rows [N, ...] of what a net sees, any N, to logits, baseline and the core
-state after them, all in float32.  It says itself how its inputs are called and shaped: a JSON
-object under the name ``asyncagent`` (ONNX: in metadata_props; the others: the extra file
-``asyncagent.json``).  No file is written before what it holds has been loaded again and has
-answered as the net does.
+state after them, all in float32; the logits are those that training acted on.  It says itself how
+its inputs are called and shaped, and what they and its answers mean: a JSON object under the name
+``asyncagent`` (ONNX: in metadata_props; the others: the extra file ``asyncagent.json``).  No file
+is written before what it holds has been loaded again and has answered as the net does.
 """
 
 from __future__ import annotations
@@ -26,12 +26,21 @@ from torch import Tensor, nn
 from asyncagent.bodies import Frames, SentenceBody
 from asyncagent.checkpoint import NEWEST, choose_checkpoint
 from asyncagent.config import Config
+from asyncagent.distributions import LOG_STD_RANGE, acted_on
 from asyncagent.envs import usable_spec
 from asyncagent.envs.base import import_engine
 from asyncagent.errors import UsageError
 from asyncagent.files import write_beside
 from asyncagent.models import load_weights, make_net
-from asyncagent.structs import ArraySpec, Discrete, EnvSpec, MultiDiscrete, Nest, map_nest
+from asyncagent.structs import (
+    ActionSpace,
+    ArraySpec,
+    Discrete,
+    EnvSpec,
+    MultiDiscrete,
+    Nest,
+    map_nest,
+)
 
 Format: TypeAlias = Literal["onnx", "torchscript", "torch_export"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "torchscript": ".ts", "torch_export": ".pt2"}
@@ -97,6 +106,7 @@ def export(
         "actions": {"kind": type(spec.actions).__name__, **vars(spec.actions)},
         "inputs": inputs,
         "outputs": outputs,
+        "meaning": _meaning(spec),
     }
     content, run = convert(net, spec, format, about)
     difference = _compare(net, spec, run, f"net={config.net} as {format}")
@@ -184,6 +194,7 @@ class _Step(nn.Module):
     def __init__(self, net: nn.Module, spec: EnvSpec) -> None:
         super().__init__()
         self.net = net
+        self.actions = spec.actions
         inputs = random_inputs(net, spec, 1, torch.Generator())
         self.structure = optree.tree_structure(inputs)
 
@@ -191,8 +202,9 @@ class _Step(nn.Module):
         *rows, core_state = optree.tree_unflatten(self.structure, leaves)
         rows = map_nest(lambda leaf: leaf.unsqueeze(0), rows)
         logits, values, core_state = self.net(*rows, core_state)
+        logits = acted_on(self.actions, logits.squeeze(0))
         # A user's heads may answer in bfloat16.
-        answer = (logits.squeeze(0), values.squeeze(0), *optree.tree_leaves(core_state))
+        answer = (logits, values.squeeze(0), *optree.tree_leaves(core_state))
         return tuple(part.float() for part in answer)
 
 
@@ -229,6 +241,41 @@ def _described(
         *(entry | {"name": f"new_{entry['name']}"} for entry in state),
     )
     return tuple(inputs), outputs
+
+
+def _meaning(spec: EnvSpec) -> dict[str, str]:
+    """What somebody who has not asyncagent must know, in words, by what it is about."""
+    meaning = {
+        "logits": _meaning_of_logits(spec.actions),
+        "reward": "the sum over the last action's repeats, as the game gave it; 0 where first",
+        "last_action": "the action before, as it was sampled; 0 where first",
+        "first": "true where the observation opens an episode: core_state does not count there",
+        "core_state": "if the net has one: new_core_state of the step before",
+    }
+    leaves: list[ArraySpec] = optree.tree_leaves(spec.observation)
+    if any(leaf.num_tokens for leaf in leaves):
+        meaning["num_tokens"] = (
+            "where an input has num_tokens, it is a sentence: its words, split at white space and "
+            "otherwise as they are, as numbers from 1, then zeros; what is too long is cut off. A "
+            "word's number is 1 + h % num_tokens, where h is the BLAKE2b digest of 8 bytes of the "
+            "word in UTF-8, as a big-endian integer"
+        )
+    return meaning
+
+
+def _meaning_of_logits(actions: ActionSpace) -> str:
+    if isinstance(actions, Discrete):
+        return f"softmax gives the chances of the actions 0 to {actions.num_actions - 1}"
+    if isinstance(actions, MultiDiscrete):
+        sizes = ", ".join(map(str, actions.sizes))
+        return f"{len(actions.sizes)} choices, of {sizes} alternatives: a softmax for each in turn"
+    low, high = LOG_STD_RANGE
+    return (
+        f"{actions.num_dims} means, then {actions.num_dims} log_std: natural logarithms of the "
+        f"standard deviations, cut to [{low:g}, {high:g}], of independent Gaussians. Where both "
+        "bounds of an action are finite, -1 stands for the lower, 1 for the upper: scale, then "
+        "clip; elsewhere the unit is the environment's"
+    )
 
 
 def _entry(name: str, dtype: torch.dtype, shape: Sequence[int]) -> dict[str, Any]:

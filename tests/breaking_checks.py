@@ -49,6 +49,14 @@ def exits() -> str:
     os._exit(7)
 
 
+def goes_quiet() -> str:
+    """Closes what it would answer to, and lives on."""
+    print("the last words", file=sys.stderr, flush=True)
+    os.closerange(3, 100)
+    time.sleep(1000)
+    return "not reached"
+
+
 def crashes() -> str:
     ctypes.string_at(0)
     return "not reached"

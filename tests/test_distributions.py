@@ -14,6 +14,7 @@ from torch import Tensor
 
 from asyncagent.distributions import (
     LOG_STD_RANGE,
+    acted_on,
     encode,
     entropy,
     log_prob,
@@ -172,6 +173,22 @@ def test_actions_as_a_net_sees_them() -> None:
     assert encode(Discrete(3), torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
     assert encode(TUPLE, torch.tensor([1, 0, 3])).tolist() == [0, 1, 0, 1, 0, 0, 0, 0, 1]
     assert encode(Box(3), torch.tensor([-7.0, 0.25, 1.5])).tolist() == [-1, 0.25, 1]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_logits_acted_on_describe_the_same_distribution(space: ActionSpace) -> None:
+    """A Box's deviations are within their bounds; nothing else is another number."""
+    logits = random_logits(space, 100, scale=9.0)
+    acted = acted_on(space, logits)
+    size = space.num_dims if isinstance(space, Box) else 0
+    low, high = LOG_STD_RANGE
+    others = space.num_logits - size
+    assert torch.equal(acted[:, :others], logits[:, :others])
+    assert torch.equal(acted[:, others:], logits[:, others:].clamp(low, high))
+    assert size == 0 or not torch.equal(acted, logits)
+    action = sample(space, logits, generator())
+    torch.testing.assert_close(log_prob(space, acted, action), log_prob(space, logits, action))
+    torch.testing.assert_close(entropy(space, acted), entropy(space, logits))
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -18,6 +18,7 @@ from asyncagent import export as exporting
 from asyncagent.__main__ import main
 from asyncagent.checkpoint import save_checkpoint
 from asyncagent.config import resolve
+from asyncagent.distributions import sample
 from asyncagent.envs import env_spec
 from asyncagent.envs.instructions import SPEC as INSTRUCTION
 from asyncagent.errors import UsageError
@@ -82,6 +83,58 @@ def test_nets(name: str, observation: Nest, actions: Any, use_lstm: bool, format
     check(make_net(name, spec, use_lstm, 1), spec, format)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_deviations_are_those_acted_with(format: Format) -> None:
+    """What a net says of a deviation beyond the bounds, the file says as the policy takes it."""
+    spec = EnvSpec(ArraySpec((3,), "float32"), Box(3), 1)
+    net = make_net("mlp", spec, False, 1).eval().requires_grad_(False)
+    net.policy.log_std.copy_(torch.tensor([-9.0, 4.0, 0.5]))  # type: ignore[union-attr,operator]
+    inputs, outputs = exporting._described(net, spec)
+    _, run = convert(net, spec, format, {"inputs": inputs, "outputs": outputs})
+    example = random_inputs(net, spec, 5, torch.Generator().manual_seed(1))
+    *parts, state = example
+    raw = net(*map_nest(lambda leaf: leaf[None], tuple(parts)), state)[0][0]
+    logits = run(optree.tree_leaves(example))[0]
+    assert torch.allclose(logits[:, :3], raw[:, :3], atol=1e-5)
+    assert torch.equal(logits[:, 3:], torch.tensor([-5.0, 2.0, 0.5]).expand(5, 3))
+    standard = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+    acted = sample(spec.actions, raw, torch.Generator().manual_seed(2))
+    assert torch.allclose(logits[:, :3] + logits[:, 3:].exp() * standard, acted, atol=1e-4)
+
+
+def test_raw_deviations_are_found() -> None:
+    """A file that gave the net's deviations as they are would not be written."""
+    spec = EnvSpec(ArraySpec((2,), "float32"), Box(2), 1)
+    net = make_net("mlp", spec, False, 1).eval().requires_grad_(False)
+    net.policy.log_std.fill_(2.5)  # type: ignore[union-attr,operator]
+
+    def run(inputs: Any) -> list[Tensor]:
+        logits, values, _ = net(*(leaf[None] for leaf in inputs), ())
+        return [logits[0], values[0]]
+
+    with pytest.raises(UsageError, match=r"it differs from the net by 0\.5"):
+        exporting._compare(net, spec, run, "net")
+
+
+@pytest.mark.parametrize(
+    ("actions", "words"),
+    [
+        (Discrete(4), ["the actions 0 to 3"]),
+        (MultiDiscrete((3, 4)), ["2 choices, of 3, 4 alternatives"]),
+        (
+            Box(2),
+            ["2 means, then 2 log_std", "[-5, 2]", "-1 stands for the lower, 1 for the upper"],
+        ),
+    ],
+)
+def test_the_file_says_what_numbers_mean(actions: Any, words: list[str]) -> None:
+    """Of every kind of actions, and of sentences where there are some."""
+    meaning = exporting._meaning(EnvSpec(IMAGE, actions, 1))
+    assert "num_tokens" not in meaning and all(part in meaning["logits"] for part in words)
+    spoken = exporting._meaning(EnvSpec({"a": IMAGE, "b": INSTRUCTION}, actions, 1))
+    assert "BLAKE2b" in spoken["num_tokens"] and spoken["logits"] == meaning["logits"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("name", "use_lstm"), [("shallow", False), ("deep", True)])
@@ -110,6 +163,7 @@ def test_command(format: Format, tmp_path: Path, capsys: pytest.CaptureFixture[s
     }  # fmt: skip
     assert about["actions"] == {"kind": "Discrete", "num_actions": 3}
     assert (about["level_name"], about["frames"]) == ("catch", 3000)
+    assert "the actions 0 to 2" in about["meaning"]["logits"]
 
     config = resolve("catch", use_lstm=True)
     net = make_net(config.net, env_spec(config), True, 1)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -121,26 +122,113 @@ def other_epsilon(config: Config, parameters: Any) -> torch.optim.Optimizer:
     )
 
 
-def epsilon_inside(config: Config, parameters: Any) -> torch.optim.Optimizer:
-    """Adam's, inside the root."""
-    return other_epsilon(dataclasses.replace(config, epsilon=config.epsilon**2), parameters)
+class EpsilonInside(torch.optim.Optimizer):
+    """Adam with epsilon inside the root, where RMSProp has it."""
+
+    def __init__(self, config: Config, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": config.learning_rate})
+        self._config = config
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        (group,) = self.param_groups
+        for p in group["params"]:
+            state = self.state[p]
+            t = state["t"] = state.get("t", 0) + 1
+            means = []
+            for name, beta, x in (
+                ("m", self._config.momentum, p.grad),
+                ("v", self._config.decay, p.grad**2),
+            ):
+                state[name] = beta * state.get(name, 0.0) + (1 - beta) * x
+                means.append(state[name] / (1 - beta**t))
+            p -= group["lr"] * means[0] / (means[1] + self._config.epsilon).sqrt()
 
 
 @pytest.mark.parametrize(
-    ("check", "make"),
+    ("check", "make", "words"),
     [
-        (goldens.check_rmsprop, torchs_rmsprop),
-        (goldens.check_rmsprop, other_epsilon),
-        (goldens.check_adam, other_epsilon),
-        (goldens.check_adam, epsilon_inside),
+        (goldens.check_rmsprop, torchs_rmsprop, "RMSProp by hand"),
+        (goldens.check_rmsprop, other_epsilon, "RMSProp by hand"),
+        (goldens.check_adam, other_epsilon, "adam, step"),
+        (goldens.check_adam, EpsilonInside, "adam, step"),
     ],
 )
 def test_broken_optimisers_are_found(
-    check: Callable[[], str], make: Any, monkeypatch: pytest.MonkeyPatch
+    check: Callable[[], str], make: Any, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's RMSProp in place of TensorFlow's, and another epsilon."""
+    """torch's RMSProp in place of TensorFlow's, another epsilon, epsilon at another place."""
     monkeypatch.setattr(goldens, "make_optimizer", make)
-    with pytest.raises(Failed):
+    with pytest.raises(Failed, match=words):
+        check()
+
+
+def ruined(accumulators: dict[str, torch.Tensor]) -> None:
+    for value in accumulators.values():
+        value.fill_(torch.nan)
+
+
+def decayed(accumulators: dict[str, torch.Tensor]) -> None:
+    for name, value in accumulators.items():
+        value.mul_(1.0 if name == "step" else 0.9)
+
+
+def counted(accumulators: dict[str, torch.Tensor]) -> None:
+    accumulators["step"] += 1
+
+
+@pytest.mark.parametrize(
+    ("check", "harm"),
+    [
+        (goldens.check_rmsprop, ruined),
+        (goldens.check_rmsprop, decayed),
+        (goldens.check_adam, ruined),
+        (goldens.check_adam, decayed),
+        (goldens.check_adam, counted),
+    ],
+)
+def test_accumulators_changed_by_a_skipped_step_are_found(
+    check: Callable[[], str], harm: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A skipped step that leaves the weights alone, and makes the next one another."""
+
+    def make(config: Config, parameters: Any) -> torch.optim.Optimizer:
+        optimizer = optim.make_optimizer(config, parameters)
+        step = optimizer.step
+
+        def broken() -> None:
+            step()
+            if bool(getattr(optimizer, "found_inf", False)):
+                for accumulators in optimizer.state.values():
+                    harm(accumulators)
+
+        monkeypatch.setattr(optimizer, "step", broken)
+        return optimizer
+
+    monkeypatch.setattr(goldens, "make_optimizer", make)
+    with pytest.raises(Failed, match="by hand, after a skipped step"):
+        check()
+
+
+@pytest.mark.parametrize("check", [goldens.check_rmsprop, goldens.check_adam])
+def test_steps_that_are_not_skipped_are_found(
+    check: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An optimiser that does not look whether to skip."""
+
+    def make(config: Config, parameters: Any) -> torch.optim.Optimizer:
+        optimizer = optim.make_optimizer(config, parameters)
+        step = optimizer.step
+
+        def broken() -> None:
+            optimizer.found_inf = None  # type: ignore[attr-defined]
+            step()
+
+        monkeypatch.setattr(optimizer, "step", broken)
+        return optimizer
+
+    monkeypatch.setattr(goldens, "make_optimizer", make)
+    with pytest.raises(Failed, match="a skipped step moved a weight"):
         check()
 
 
@@ -156,20 +244,68 @@ def test_accumulator_that_starts_at_zero_is_found(monkeypatch: pytest.MonkeyPatc
 
 def test_rows_are_in_their_place() -> None:
     """Environments of all lengths come through the loop's pieces, whatever the batches."""
-    assert "rows of 5 environments" in alignment.check()
+    assert alignment.check().startswith("336 rows of 5 environments")
 
 
-def _shift(arrays: Any, out: np.ndarray, real: Callable[..., None], dtype: Any) -> None:
-    rows = [*arrays]
-    real(rows[1:] + rows[:1] if rows[0].dtype == dtype else rows, out)
+JOINED = (
+    *("reward", "terminated", "truncated", "first", "last_action"),
+    *("action", "behaviour_logits", "policy_version"),
+)
+"""What ``UnrollWriter`` joins, in its order."""
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.bool_])
-def test_rows_shifted_by_one_are_found(dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewards, actions or flags that stand a row too early in their unroll."""
-    shift = functools.partial(_shift, real=unroll._join, dtype=dtype)
+@pytest.mark.parametrize("field", JOINED)
+def test_rows_shifted_by_one_are_found(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands a row too early in its unroll is found, and named."""
+    real, joined = unroll._join, itertools.cycle(JOINED)
+
+    def shift(arrays: Iterable[np.ndarray], out: np.ndarray) -> None:
+        rows = [*arrays]
+        real(rows[1:] + rows[:1] if next(joined) == field else rows, out)
+
     monkeypatch.setattr(unroll, "_join", shift)
-    with pytest.raises(Failed, match="row"):
+    words = {"behaviour_logits": "logits", "policy_version": "policy version"}
+    with pytest.raises(Failed, match=f"row .*: {words.get(field, f'{field} is')}"):
+        alignment.check()
+
+
+def test_batches_without_columns_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing comes out of the queue there is nothing wrong with it, and that is no pass."""
+    real = unroll.gather_columns
+    monkeypatch.setattr(
+        alignment,
+        "gather_columns",
+        lambda parts: real(parts)._replace(reward=np.zeros((alignment.T + 1, 0), np.float32)),
+    )
+    with pytest.raises(Failed, match=r"^0 rows came out of the queue, must be 336"):
+        alignment.check()
+
+
+def test_group_that_never_arrives_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows are of the other group, and in their place."""
+    real = actor.act
+
+    async def act(group: Any, *more: Any) -> None:
+        if group.num_envs == alignment.GROUPS[1]:
+            await asyncio.Event().wait()
+        await real(group, *more)
+
+    monkeypatch.setattr(alignment, "act", act)
+    with pytest.raises(Failed, match=r"of environments \[2, 3, 4\]"):
+        alignment.check()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batches", "words"),
+    [((4, 1, 6, 7, 1000), 12, r"no end .* \[4\]"), ((1, 1, 1, 1, 1), 2, "no seam")],
+)
+def test_what_never_happens_is_not_checked(
+    lengths: tuple[int, ...], batches: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows without an end, or unrolls without one before them, say nothing of either."""
+    monkeypatch.setattr(alignment, "LENGTHS", lengths)
+    monkeypatch.setattr(alignment, "BATCHES", batches)
+    with pytest.raises(Failed, match=words):
         alignment.check()
 
 
@@ -214,7 +350,7 @@ def test_unknown_version_is_a_state_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(environments, "references", lambda: {"memory": {"0.1": "0" * 64}})
     state, detail = environments.check("memory")
     digest = environments.play(SUBJECTS["memory"]).digest
-    assert state == "no reference" and digest in detail
+    assert state == "no reference" and "not compared" in detail and digest in detail
 
 
 def test_new_version_may_show_what_an_old_one_did(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,21 +493,29 @@ def test_unrolls_arrive(with_keys: bool) -> None:
     assert "all intact" in loopback.check(with_keys)
 
 
-@pytest.mark.parametrize("field", ["reward", "behaviour_logits", "policy_version", "first"])
-def test_unrolls_changed_on_the_way_are_found(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number of each unroll is another when it arrives."""
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("reward", "reward"),
+        ("behaviour_logits", "logits"),
+        ("policy_version", "version"),
+        ("first", "first"),
+    ],
+)
+def test_unrolls_changed_on_the_way_are_found(
+    field: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One number of each unroll is another when it arrives, and is named."""
     real = formats.UnrollFormat.encode
 
     def encode(self: Any, sent: Any, *more: Any) -> Any:
         changed = getattr(sent, field).copy()
-        changed[3, 0] = True if field == "first" else changed[3, 0] + 1
-        if field == "first":
-            changed[3, 0] = not getattr(sent, field)[3, 0]
+        # The version before: one that the learner has yet to reach would be refused.
+        changed[3, 0] = not changed[3, 0] if field == "first" else changed[3, 0] - 1
         return real(self, sent._replace(**{field: changed}), *more)
 
     monkeypatch.setattr(formats.UnrollFormat, "encode", encode)
-    monkeypatch.setattr(loopback, "LIMIT_S", 3.0)
-    with pytest.raises(Failed):
+    with pytest.raises(Failed, match=f"unroll 0, row 3: {words} is"):
         loopback.check(False)
 
 
@@ -460,6 +604,13 @@ def test_crash_and_hang_end_their_check_alone(tmp_path: Path) -> None:
         assert not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
 
 
+def test_process_that_says_no_more_is_ended() -> None:
+    """One that closes its stdout and lives on has hung, and the next check has its turn."""
+    quiet, good = results_of(check_of("goes_quiet", limit_s=2.0), check_of("good", "as ever"))
+    assert quiet == ("failed", "hung: it was ended after 2 s; last words: the last words")
+    assert good == ("passed", "as ever")
+
+
 def test_process_that_does_not_start_fails_every_check() -> None:
     """What keeps the checks' process from starting is told, and nothing is waited for."""
     told: list[Result] = []
@@ -536,3 +687,25 @@ def test_record(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         capsys.readouterr()
         assert main(["selftest", f"--record={path}"]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [
+        ("vtrace", "there is no hash of vtrace: choose memory, catch"),
+        ("dmlab,adam", "there is no hash of adam, dmlab: choose memory, catch"),
+        ("memory,doom", "no package of memory, doom is installed"),
+    ],
+)
+def test_record_of_nothing(
+    only: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Where no hash would be written one line says so, and nothing is run."""
+    for name in ("memory", "doom"):
+        monkeypatch.setitem(SUBJECTS, name, Subject("memory", "numpy-of-tomorrow", ""))
+    path = tmp_path / "seen.json"
+    assert main(["selftest", f"--only={only}", f"--record={path}"]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert words in line and not captured.out and not path.exists()

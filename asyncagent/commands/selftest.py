@@ -17,7 +17,8 @@ from rich.text import Text
 from asyncagent import __version__
 from asyncagent.commands.cli import parse
 from asyncagent.errors import UsageError
-from asyncagent.selftest.environments import SUBJECTS, references
+from asyncagent.selftest.environments import SUBJECTS, installed, references
+from asyncagent.selftest.outcome import Absent
 from asyncagent.selftest.registry import Check, chosen
 from asyncagent.selftest.runner import Result, run
 from asyncagent.signals import tidy_end
@@ -76,18 +77,36 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _recording(checks: Sequence[Check], path: Path) -> list[Check]:
-    """In place of the environments' checks: what writes their hashes to ``path``."""
+    """In place of the environments' checks: what writes their hashes to ``path``.
+
+    UsageError where none of them would.
+    """
     if path.exists():
         references(path)  # is it a file of ours?
+    portable = [name for name, subject in SUBJECTS.items() if subject.is_portable]
+    named = [check for check in checks if check.name in portable]
+    if not named:
+        names = ", ".join(check.name for check in checks)
+        raise UsageError(f"record: there is no hash of {names}: choose {', '.join(portable)}")
+    if not any(map(_is_installed, named)):
+        names = ", ".join(check.name for check in named)
+        raise UsageError(f"record: no package of {names} is installed: there is nothing to write")
     return [
         dataclasses.replace(
             check,
             function="asyncagent.selftest.environments:record_to",
             arguments=(str(path.absolute()), check.name),
         )
-        for check in checks
-        if check.name in SUBJECTS and SUBJECTS[check.name].is_portable
+        for check in named
     ]
+
+
+def _is_installed(check: Check) -> bool:
+    try:
+        installed(SUBJECTS[check.name])
+    except Absent:
+        return False
+    return True
 
 
 def run_shown(checks: Sequence[Check]) -> list[Result]:

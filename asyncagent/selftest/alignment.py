@@ -172,10 +172,11 @@ async def _play() -> str:
     for engine in engines:
         if engine.strays:
             raise Failed(engine.strays[0])
+    rows, ends, seams = reader.totals()
     counts = batcher.statistics()
     return (
-        f"{reader.rows:,} rows of {len(LENGTHS)} environments, {reader.ends} ends, "
-        f"{reader.seams} seams; {counts.batches} batches of {counts.requests} requests"
+        f"{rows:,} rows of {len(LENGTHS)} environments, {ends} ends, {seams} seams; "
+        f"{counts.batches} batches of {counts.requests} requests"
     )
 
 
@@ -188,38 +189,51 @@ def _unseen(row: EnvStep) -> None:
 
 
 class Reader:
-    """Compares batches with what must be in them."""
+    """Compares batches with what must be in them, and counts what it has compared."""
 
     def __init__(self) -> None:
-        self.rows = self.ends = self.seams = 0
-        self._next: dict[int, int] = {}
+        self._rows = 0
+        self._ends, self._seams = [0] * len(LENGTHS), [0] * len(LENGTHS)
+        self._next = [0] * len(LENGTHS)
+
+    def totals(self) -> tuple[int, int, int]:
+        """Rows with an action, ends and seams; Failed unless all that there must be were seen."""
+        wanted = BATCHES * BATCH * T
+        require(self._rows == wanted, f"{self._rows} rows came out of the queue, must be {wanted}")
+        for what, counts in (("end", self._ends), ("seam", self._seams)):
+            none = [e for e, count in enumerate(counts) if count == 0]
+            require(not none, f"no {what} came out of the queue of environments {none}")
+        return self._rows, sum(self._ends), sum(self._seams)
 
     def read(self, batch: Unroll) -> None:
         """One batch [T+1, B]; Failed names the first thing that is out of place."""
         for column in range(batch.reward.shape[1]):
             shown = batch.observation[:, column].astype(int).tolist()
             e, start = shown[0]
+            require(0 <= e < len(LENGTHS), f"an unroll is of environment {e}, which there is not")
             require(
                 shown == [[e, start + t] for t in range(T + 1)],
                 f"an unroll's rows are {shown}: not consecutive rows of one environment",
             )
-            before = self._next.get(e, 0)
+            before = self._next[e]
             require(
                 start == before,
                 f"environment {e}: an unroll begins with row {start}, must with {before}, "
                 "the last row of the one before it",
             )
-            self.seams += start > 0
+            self._seams[e] += start > 0
             self._next[e] = start + T
             for t in range(T + 1):
-                self._read_row(batch, column, t, expected(e, start + t), f"row {start + t} of {e}")
+                row = expected(e, start + t)
+                self._read_row(batch, column, t, row, f"row {start + t} of {e}")
+                if t < T:  # row T is the next unroll's first
+                    self._rows += 1
+                    self._ends[e] += not row.valid
 
     def _read_row(self, batch: Unroll, column: int, t: int, row: Row, where: str) -> None:
         fields = ["reward", "first", "terminated", "truncated", "last_action"]
         if t < T:  # row T carries no action
             fields += ["action", "valid"]
-            self.rows += 1
-            self.ends += not row.valid
             logits = batch.behaviour_logits[t, column].tolist()
             same = logits == [row.logit] * NUM_ACTIONS
             require(same, f"{where}: logits {logits}, must be {row.logit}")

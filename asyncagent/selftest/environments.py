@@ -80,7 +80,7 @@ def check(name: str) -> Outcome:
     """Make the level of ``SUBJECTS[name]`` twice, play, and compare with each other and with what
     is on record for the version that is installed."""
     subject = SUBJECTS[name]
-    version = _installed(subject)
+    version = installed(subject)
     one, two = play(subject), play(subject)
     what = f"{subject.package} {version}"
     require(
@@ -97,7 +97,10 @@ def check(name: str) -> Outcome:
         alike = [other for other, digest in known.items() if digest == one.digest]
         if alike:
             return Outcome("passed", f"{seen}; hash {one.digest[:16]} as that of {alike[-1]}")
-        return Outcome("no reference", f"{seen}; no reference for version {version}: {one.digest}")
+        return Outcome(
+            "no reference",
+            f"{seen}; not compared, nothing is on record for version {version}: {one.digest}",
+        )
     require(
         one.digest == wanted,
         f"{seen}; hash {one.digest[:16]} is not {wanted[:16]}, which this version showed elsewhere",
@@ -105,7 +108,7 @@ def check(name: str) -> Outcome:
     return Outcome("passed", f"{seen}; hash {one.digest[:16]} as on record")
 
 
-def _installed(subject: Subject) -> str:
+def installed(subject: Subject) -> str:
     """Version of the engine's package, and kind of processor; Absent if it is not there."""
     processor = platform.machine()
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -133,7 +136,7 @@ def record_to(file: str, name: str) -> Outcome:
     """Play ``SUBJECTS[name]`` and write its hash to ``file``, beside what stands there."""
     path = Path(file)
     subject = SUBJECTS[name]
-    version = _installed(subject)
+    version = installed(subject)
     digest = play(subject).digest
     hashes = references(path) if path.exists() else {}
     hashes.setdefault(name, {})[version] = digest

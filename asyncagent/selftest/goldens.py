@@ -225,7 +225,8 @@ def check_rmsprop() -> str:
 
     By hand, with decay 3/4, momentum 1/2, epsilon 3 and gradients of 1 the mean square, which
     starts at one, stays one, and the root is sqrt(1 + 3) = 2:
-        mom = 1/2 * 1/2 = 1/4;  1/8 + 1/4 = 3/8;  then at a rate of 1:  3/16 + 1/2 = 11/16.
+        mom = 1/2 * 1/2 = 1/4;  1/8 + 1/4 = 3/8;  then at a rate of 1:  3/16 + 1/2 = 11/16,
+    and, with a step skipped in between that changes nothing:  11/32 + 1/2 = 27/32.
     """
     config = _config("rmsprop", learning_rate=0.5, decay=0.75, momentum=0.5, epsilon=3.0)
     p = torch.zeros(1)
@@ -236,6 +237,8 @@ def check_rmsprop() -> str:
         optimizer.step()
         _compare("RMSProp by hand", p, (total,))
     _skip(optimizer, p)
+    optimizer.step()
+    _compare("RMSProp by hand, after a skipped step", p, (-2.15625,))
 
     def step(p: Float64, g: Float64, state: dict[str, Any], rate: float) -> Float64:
         # ApplyRMSProp: ms <- ms + (1 - rho)(g^2 - ms); mom <- mu mom + lr g / sqrt(ms + eps).
@@ -251,7 +254,12 @@ def check_rmsprop() -> str:
 
 
 def check_adam() -> str:
-    """Thirty steps by algorithm 1 of arXiv 1412.6980; the schedule."""
+    """Thirty steps by algorithm 1 of arXiv 1412.6980; skipping, by hand; the schedule.
+
+    By hand: while gradients are 1, both means are 1 once their bias is corrected, and with an
+    epsilon of 1 every step is half the rate.  A step that is skipped must leave both means, and
+    the number of steps that their correction counts, as they were.
+    """
 
     def step(p: Float64, g: Float64, state: dict[str, Any], rate: float) -> Float64:
         state["t"] = state.get("t", 0) + 1
@@ -262,9 +270,19 @@ def check_adam() -> str:
         return np.asarray(p - rate * m / (np.sqrt(v) + 0.01))
 
     worst = _walk(_config("adam", decay=0.99, momentum=0.9, epsilon=0.01), step)
+    p = torch.zeros(1)
+    optimizer = make_optimizer(_config("adam", decay=0.75, momentum=0.5, epsilon=1.0), [p])
+    set_learning_rate(optimizer, 1.0)
+    for total in (-0.5, -1.0):
+        p.grad = torch.ones(1)
+        optimizer.step()
+        _compare("Adam by hand", p, (total,))
+    _skip(optimizer, p)
+    optimizer.step()
+    _compare("Adam by hand, after a skipped step", p, (-1.5,))
     rates = [linear_learning_rate(8.0, frames, 1000) for frames in (0, 250, 1000, 2000)]
     _compare("the schedule's rates", torch.tensor(rates), (8.0, 6.0, 0.0, 0.0))
-    return f"Adam to {worst:.0e} over 30 steps; the linear schedule"
+    return f"Adam to {worst:.0e} over 30 steps; skipped steps; the linear schedule"
 
 
 def _config(optimizer: Any, **flags: float) -> Config:
@@ -291,11 +309,14 @@ def _walk(config: Config, oracle: Any) -> float:
 
 
 def _skip(optimizer: torch.optim.Optimizer, p: torch.Tensor) -> None:
+    """A step that must change nothing; leaves a gradient of 1, for one that is not skipped."""
     before = p.clone()
     optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
     p.grad = torch.full((1,), math.nan)
     optimizer.step()
     require(torch.equal(p, before), f"a skipped step moved a weight from {before} to {p}")
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    p.grad = torch.ones(1)
 
 
 def _clip_gradients() -> None:

@@ -78,12 +78,14 @@ class _Child:
         before = os.fstat(self._words.fileno()).st_size
         assert self._process.stdin is not None
         job = {"function": check.function, "arguments": check.arguments}
-        with self._limit(check.limit_s) as limit, contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            if (line := self._hear()).endswith("\n"):
-                return Outcome(**json.loads(line))
-        status = self._process.wait()
+        with self._limit(check.limit_s) as limit:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.write(json.dumps(job) + "\n")
+                self._process.stdin.flush()
+                if (line := self._hear()).endswith("\n"):
+                    return Outcome(**json.loads(line))
+            # What answers no more may live on.
+            status = self._process.wait()
         words = self._last_words(before)
         self.end()
         if limit.is_set():
@@ -104,9 +106,10 @@ class _Child:
                 assert stream is not None
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+            self._words.close()
 
     def _hear(self) -> str:
-        """One line; "" once the process is gone."""
+        """One line; "" once the process is gone, or will say no more."""
         assert self._process.stdout is not None
         return self._process.stdout.readline()
 
