@@ -227,9 +227,10 @@ def bench_training(flags: Flags) -> Figures:
 
 def _train(config: Config, flags: Flags) -> float:
     trained = training.run(config, flags.training_seconds, flags.warmup_s, lambda time_s: None)
-    lag, idle = trained.policy_lag_mean, trained.cores_idle
+    lag = trained.policy_lag_mean
+    idle = "unknown" if trained.cores_idle is None else f"{trained.cores_idle:.1%}"
     print(
-        f"# idle {'unknown' if idle is None else f'{idle:.1%}'}, lag mean {lag and round(lag, 1)} max "
+        f"# idle {idle}, lag mean {lag and round(lag, 1)} max "
         f"{trained.policy_lag_max}, per second {trained.frames_per_s_min:,.0f} to "
         f"{trained.frames_per_s_max:,.0f}",
         file=sys.stderr,

@@ -453,7 +453,7 @@ def test_training_figures(run_script: Callable[[str], Training], lag: float | No
 def test_one_report_that_spans_all_is_told(run_script: Callable[[str], Training]) -> None:
     """There is nothing between it and itself to measure: more seconds are asked for."""
     script = REPORTS.replace("LAG", "0.0").replace("range(1, 6)", "(1, 6)")
-    with pytest.raises(UsageError, match="^seconds=3 is too short: one report"):
+    with pytest.raises(UsageError, match=r"^seconds=3 is too short: one report"):
         run_script(script)
 
 
