@@ -75,6 +75,19 @@ def test_actors_stay_in_proportion_to_the_batch() -> None:
     assert max(tried) <= 16 * 8
 
 
+def test_nothing_is_tried_twice() -> None:
+    """Not under other names either: a value that the run has anyway is no change."""
+    tried: list[Config] = []
+
+    def speed(config: Config) -> float:
+        tried.append(config)
+        return 1000.0
+
+    search(resolve("catch", num_actors=64, num_groups=4, learner_threads=2), speed)
+    assert len(tried) > 5
+    assert not [config for config in tried if tried.count(config) > 1]
+
+
 def test_noise_changes_nothing() -> None:
     """What is faster by one percent is left as it is."""
     trials, _ = search(resolve("atari_pong"), lambda config: 1000 + config.num_groups)

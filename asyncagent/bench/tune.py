@@ -71,7 +71,7 @@ class Tuner:
             for change in knob():
                 if self._clock() - started_s >= self._limit_s:
                     return self._trials
-                flags = best_of(self._trials).flags | change
+                flags = self._differing(best_of(self._trials).flags | change)
                 if all(flags != trial.flags for trial in self._trials):
                     self._try(flags, started_s)
         return self._trials
@@ -86,6 +86,9 @@ class Tuner:
             trial = Trial(flags, None, str(error))
         self._trials.append(trial)
         self._tell(trial, min(1.0, (self._clock() - started_s) / self._limit_s))
+
+    def _differing(self, flags: dict[str, Any]) -> dict[str, Any]:
+        return {k: value for k, value in flags.items() if value != getattr(self._config, k)}
 
     def _now(self) -> Config:
         return dataclasses.replace(self._config, **best_of(self._trials).flags)
