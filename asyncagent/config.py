@@ -19,6 +19,7 @@ from asyncagent.errors import ConfigError
 from asyncagent.files import parse_json
 from asyncagent.placement import cores
 from asyncagent.presets import (
+    MAX_ACTORS_PER_COLUMN,
     PRESETS,
     Preset,
     family_of,
@@ -47,8 +48,6 @@ __all__ = [
 
 NETS = ("auto", "shallow", "deep", "ancestor", "mlp")
 
-MAX_ACTORS_PER_COLUMN = 16
-"""More environments per column of a batch than this make the policy lag too large."""
 TUNED_FLAGS = (
     *("num_actors", "num_groups", "env_threads", "env_niceness", "pin_workers"),
     *("inference_threads", "learner_threads", "min_inference_rows"),

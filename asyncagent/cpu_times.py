@@ -106,15 +106,50 @@ class CpuClock:
 
     def _read_machine(self) -> float:
         """Seconds that the cores we may use have worked, for whomever; nan: not known."""
-        if cpu_limit() is not None:
+        lines = _core_lines(self._proc)
+        if lines is None:
             return math.nan
-        allowed = {f"cpu{index}" for index in os.sched_getaffinity(0)}
-        try:
-            lines = [line.split() for line in (self._proc / "stat").read_text().splitlines()]
-        except OSError:
-            return math.nan
-        # user, nice, system, (idle, waiting for disks), interrupts, soft ones, stolen
-        return sum(_seconds([*f[1:4], *f[6:9]]) for f in lines if f and f[0] in allowed)
+        return sum(_seconds([*fields[0:3], *fields[5:8]]) for fields in lines)
+
+
+class IdleClock:
+    """How much of their time the cores that this process may use have nothing to do."""
+
+    def __init__(
+        self, proc: Path = Path("/proc"), clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._proc = proc
+        self._clock = clock
+        self._made_s = clock()
+        self._idle_s = self._read()
+
+    def share(self) -> float | None:
+        """Since it was made, in [0, 1] but for rounding; None: not known, as with ``taken``."""
+        elapsed_s = max(self._clock() - self._made_s, 1e-9)
+        idle_s = self._read()
+        if idle_s is None or self._idle_s is None:
+            return None
+        return (idle_s - self._idle_s) / elapsed_s
+
+    def _read(self) -> float | None:
+        """Seconds of the mean core."""
+        lines = _core_lines(self._proc)
+        return sum(_seconds(fields[3:5]) for fields in lines) / len(lines) if lines else None
+
+
+def _core_lines(proc: Path) -> list[list[str]] | None:
+    """Ticks of each core we may use; None where cores are rationed, or nothing can be read.
+
+    User, nice, system, idle, waiting for disks, interrupts, soft ones, stolen, and others.
+    """
+    if cpu_limit() is not None:
+        return None
+    allowed = {f"cpu{index}" for index in os.sched_getaffinity(0)}
+    try:
+        lines = [line.split() for line in (proc / "stat").read_text().splitlines()]
+    except OSError:
+        return None
+    return [fields for name, *fields in filter(None, lines) if name in allowed]
 
 
 def _stat(folder: Path) -> list[str]:

@@ -133,6 +133,16 @@ def write_beside(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     _sync_folder(path.parent)
 
 
+def check_writable(path: Path) -> None:
+    """OSError where ``write_beside`` could not write a file now; leaves things as they are."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb", buffering=0) as file:
+        try:
+            file.write(bytes(1 << 16))  # a full disk still takes empty files
+        finally:
+            beside.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """``write_beside`` of a small text, in UTF-8."""
     write_beside(path, [text.encode()])

@@ -11,6 +11,13 @@ from asyncagent.placement import place
 
 Preset = Literal["paper", "workstation"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
+MAX_ACTORS_PER_COLUMN = 16
+"""More environments per column of a batch than this make the policy lag too large."""
+_MIN_GROUP_SIZE = 4
+"""Rather fewer groups than smaller ones: each takes the loop's time, however small it is."""
+
+_PAPER_BATCH_SIZE = 32
+"""Config's own default."""
 
 # Each family's values; what a family does not name is Config's own default (Atari, the paper).
 _WORKSTATION: dict[str, Any] = {
@@ -99,7 +106,8 @@ def in_workers(level_name: str) -> bool:
 def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, Any]:
     """Flag values of ``preset`` for the family of ``level_name`` on ``num_cores`` cores.
 
-    Actors and batch are kept in a proportion that leaves the policy lag at a few updates.
+    Actors and batch are kept in a proportion that leaves the policy lag at a few updates, and
+    never goes beyond ``MAX_ACTORS_PER_COLUMN`` where every level can have an actor within it.
     """
     values: dict[str, Any] = {
         "level_name": level_name,
@@ -108,30 +116,33 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
     }
     family = family_of(level_name)
     groups = max(4, num_cores)
-    size = 16
+    size, least = 16, _MIN_GROUP_SIZE
     if family in ("small", "gym"):
         values |= _SMALL if family == "small" else _GYM
         groups = 2
     elif family == "dmlab":
         # Levels take milliseconds or half a minute to reset: each environment for itself.
         groups = 4 * num_cores
-        size = 1
+        size = least = 1
         values |= _DMLAB
     elif preset == "paper":
-        # The batch is the paper's 32 on any machine: at most 16 actors per column.
-        size = max(4, min(64 if family == "atari" else 16, 16 * 32 // groups))
+        # As many actors on any number of cores: the most that the paper's batch can have.
+        share = MAX_ACTORS_PER_COLUMN * _PAPER_BATCH_SIZE // groups
+        size = max(least, min(64 if family == "atari" else 16, share))
     else:
         # The same algorithm on any machine: more cores step the same few environments faster.
         groups = 2 if num_cores <= 2 else 4
-    # A group plays one level: every level gets as many groups.
-    levels = 30 if level_name == "dmlab30" else level_name.count(",") + 1
-    groups = levels * math.ceil(groups / levels)
     if family == "doom":
         values |= _DOOM
     if preset == "workstation" and family in ("atari", "doom"):
         values |= _WORKSTATION
     if preset == "workstation" and family == "doom":
         values |= _DOOM_WORKSTATION
+    # A group plays one level: every level gets as many groups.
+    levels = 30 if level_name == "dmlab30" else level_name.count(",") + 1
+    most = MAX_ACTORS_PER_COLUMN * values.get("batch_size", _PAPER_BATCH_SIZE)
+    groups = levels * max(1, min(math.ceil(groups / levels), most // (least * levels)))
+    size = max(1, min(size, most // groups))
     values |= {"num_groups": groups, "num_actors": size * groups}
     placement = place(
         num_cores,

@@ -228,8 +228,9 @@ def bench_training(flags: Flags) -> Figures:
 def _train(config: Config, flags: Flags) -> float:
     trained = training.run(config, flags.training_seconds, flags.warmup_s, lambda time_s: None)
     lag = trained.policy_lag_mean
+    idle = "unknown" if trained.cores_idle is None else f"{trained.cores_idle:.1%}"
     print(
-        f"# idle {trained.cores_idle:.1%}, lag mean {lag and round(lag, 1)} max "
+        f"# idle {idle}, lag mean {lag and round(lag, 1)} max "
         f"{trained.policy_lag_max}, per second {trained.frames_per_s_min:,.0f} to "
         f"{trained.frames_per_s_max:,.0f}",
         file=sys.stderr,

@@ -6,7 +6,7 @@
 All flags but ``--seconds`` and ``--warmup_s`` are those of ``asyncagent train``.  Trains in a
 temporary folder, leaves the first ``--warmup_s`` seconds out, and prints mean, median, minimum and
 maximum of the per-second rates of frames learned from, and the share of time in which the
-machine's cores had nothing to do.
+cores had nothing to do (null where they are rationed).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def measure(seconds: float, warmup_s: float, flags: list[str]) -> dict[str, Any]
     prog, level = Path(__file__).name, Config.level_name
     config = resolved(parse_env_flags(Config, flags, level_name=level, prog=prog, description=""))
     trained = training.run(config, seconds, warmup_s, lambda time_s: None)
-    lag = trained.policy_lag_mean
+    lag, idle = trained.policy_lag_mean, trained.cores_idle
     return {
         "level_name": config.level_name,
         "net": config.net,
@@ -48,7 +48,7 @@ def measure(seconds: float, warmup_s: float, flags: list[str]) -> dict[str, Any]
         "frames_per_s_min": round(trained.frames_per_s_min),
         "frames_per_s_max": round(trained.frames_per_s_max),
         "steps_per_s": round(trained.steps_per_s),
-        "cores_idle": round(trained.cores_idle, 3),
+        "cores_idle": None if idle is None else round(idle, 3),
         "policy_lag_mean": None if lag is None else round(lag, 2),
         "policy_lag_max": trained.policy_lag_max,
         "updates": trained.updates,

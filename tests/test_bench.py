@@ -447,7 +447,14 @@ def test_training_figures(run_script: Callable[[str], Training], lag: float | No
     assert trained.steps_per_s == 6 * 4 * 3 / 3  # updates of 4 columns of 3 steps
     assert (trained.frames_per_s_min, trained.frames_per_s_median) == (93, 94)
     assert trained.policy_lag_mean == lag and trained.policy_lag_max == 5
-    assert 0 <= trained.cores_idle <= 1.1
+    assert trained.cores_idle is None or 0 <= trained.cores_idle <= 1.1
+
+
+def test_one_report_that_spans_all_is_told(run_script: Callable[[str], Training]) -> None:
+    """There is nothing between it and itself to measure: more seconds are asked for."""
+    script = REPORTS.replace("LAG", "0.0").replace("range(1, 6)", "(1, 6)")
+    with pytest.raises(UsageError, match=r"^seconds=3 is too short: one report"):
+        run_script(script)
 
 
 def test_training_takes_the_configuration_over(run_script: Callable[[str], Training]) -> None:
@@ -544,6 +551,19 @@ def test_json(rounds: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert (result["device"], result["cores"], result["net"]) == ("cpu", 2, "mlp")
     assert len(result["rounds"]) == rounds and result["policy_lag_mean"] is None
     assert "100%" in captured.err or "9" in captured.err
+
+
+@pytest.mark.usefixtures("without_measuring")
+def test_idle_cores_that_are_not_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Null in JSON, a word in the tables."""
+    trained = Training(9.0, 6000.0, 1200.0, 6000.0, 5900.0, 6100.0, None, 3, None, 100)
+    monkeypatch.setattr(training, "run", lambda *arguments: trained)
+    assert main(["bench", "--level_name=catch", "--device=cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cores_idle"] is None
+    assert main(["bench", "--level_name=catch", "--device=cpu"]) == 0
+    assert "cores idle unknown" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_measuring")

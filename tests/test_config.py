@@ -7,10 +7,17 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncagent.config import PRESETS, Config, preset_values, resolve, split_groups
+from asyncagent.config import (
+    MAX_ACTORS_PER_COLUMN,
+    PRESETS,
+    Config,
+    preset_values,
+    resolve,
+    split_groups,
+)
 from asyncagent.errors import ConfigError, UsageError
 
 
@@ -63,6 +70,60 @@ def test_presets_hold_on_any_machine(level_name: str, preset: Any, cores: int) -
     """Every preset is a possible configuration whatever the number of cores."""
     config = Config(**preset_values(level_name, preset, cores))
     assert config.num_actors >= config.num_groups >= 2
+
+
+FAMILIES = {
+    "atari": "atari_pong",
+    "doom": "doom_basic",
+    "dmlab": "rooms_watermaze",
+    "gym": "gym:A-v0",
+    "small": "catch",
+}
+"""A level of each."""
+
+
+@given(
+    st.integers(1, 400),
+    st.integers(1, 100),
+    st.sampled_from(sorted(FAMILIES)),
+    st.sampled_from(PRESETS),
+)
+@example(4, 18, "atari", "paper")
+@example(192, 1, "atari", "paper")
+@example(4, 10, "atari", "workstation")
+@example(4, 57, "gym", "paper")
+@example(192, 1, "dmlab", "paper")
+def test_presets_keep_their_own_limit_of_actors(
+    cores: int, levels: int, family: str, preset: Any
+) -> None:
+    """Never so many per column of the batch that train would warn of it; every level is played."""
+    values = preset_values(",".join([FAMILIES[family]] * levels), preset, cores)
+    config = Config(**values)
+    assert config.num_actors <= MAX_ACTORS_PER_COLUMN * config.batch_size
+    assert config.num_groups % levels == 0
+    assert config.group_size >= 1
+
+
+@pytest.mark.parametrize("num_cores", [1, 2, 4, 8, 16, 24, 32, 48, 64])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_actors_of_one_level_on_usual_machines(family: str, preset: Any, num_cores: int) -> None:
+    """What figures were published with: the limits for long lists and large machines are no part.
+
+    Atari and ViZDoom fill the paper's batch of 32, DMLab has four actors per core, others few.
+    """
+    groups = max(4, num_cores)
+    largest = {"atari": 64, "doom": 16}
+    if family == "dmlab":
+        groups, size = 4 * num_cores, 1
+    elif family not in largest:
+        groups, size = 2, 16
+    elif preset == "paper":
+        size = min(largest[family], 512 // groups)
+    else:
+        groups, size = 2 if num_cores <= 2 else 4, 16
+    values = preset_values(FAMILIES[family], preset, num_cores)
+    assert (values["num_groups"], values["num_actors"]) == (groups, groups * size)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

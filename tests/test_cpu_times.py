@@ -11,7 +11,7 @@ import pytest
 
 from asyncagent import cpu_times
 from asyncagent.accounting import Accounts
-from asyncagent.cpu_times import SCAN_S, CpuClock
+from asyncagent.cpu_times import SCAN_S, CpuClock, IdleClock
 from asyncagent.placement import cores
 from asyncagent.tracks import Track
 
@@ -40,11 +40,20 @@ class Machine:
         tid = threading.get_native_id()
         self._write(f"self/task/{tid}", f"{tid} (python) R 1", used_s, 0.0)
 
-    def machine(self, used_s: float) -> None:
-        """All cores together."""
-        first, *others = sorted(os.sched_getaffinity(0))
-        lines = [f"cpu{first} {round(used_s * TICKS)} 0 0 777 5 0 0 0 0 0"]
-        lines += [f"cpu{index} 0 0 0 777 5 0 0 0 0 0" for index in others]
+    def machine(
+        self, used_s: float, idle_s: float = 0.0, waiting_s: float = 0.0,
+        idle_elsewhere_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        """All cores together have worked so long, each that we may use has idled so long."""
+
+        def line(core: int, used_s: float, idle_s: float, waiting_s: float) -> str:
+            used, idle, waiting = (round(s * TICKS) for s in (used_s, idle_s, waiting_s))
+            return f"cpu{core} {used} 0 0 {777 + idle} {5 + waiting} 0 0 0 0 0"
+
+        first, *others = ours = sorted(os.sched_getaffinity(0))
+        lines = [line(first, used_s, idle_s, waiting_s)]
+        lines += [line(index, 0.0, idle_s, waiting_s) for index in others]
+        lines += [line(ours[-1] + 1, 0.0, idle_elsewhere_s, 0.0)]
         (self.folder / "stat").write_text("\n".join(["cpu 1 2 3 4 5 6 7 8", *lines, "intr 1 2"]))
 
     def _write(self, name: str, begin: str, used_s: float, ended_s: float) -> None:
@@ -152,6 +161,28 @@ def test_rationed_cores_say_nothing_of_others(
     machine.now_s = 1.0
     machine.machine(5.0)
     assert math.isnan(clock.read().taken)
+
+
+def test_only_cores_that_we_may_use_idle_for_us(machine: Machine) -> None:
+    """Of 10 s this process's cores idle 4 each, a core of other programs all the time."""
+    clock = IdleClock(machine.folder, lambda: machine.now_s)
+    machine.now_s = 10.0
+    machine.machine(0.0, idle_s=3.0, waiting_s=1.0, idle_elsewhere_s=10.0)
+    assert clock.share() == pytest.approx(0.4)
+
+
+def test_how_rationed_cores_idle_is_not_known(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container with a limit of time has cores that idle for others too; nor without a file."""
+    clock = IdleClock(machine.folder, lambda: machine.now_s)
+    machine.now_s = 10.0
+    (machine.folder / "stat").rename(machine.folder / "away")
+    assert clock.share() is None
+    (machine.folder / "away").rename(machine.folder / "stat")
+    assert clock.share() == 0.0
+    monkeypatch.setattr(cpu_times, "cpu_limit", lambda: 2.0)
+    assert clock.share() is None
 
 
 def test_the_real_proc_is_read() -> None:

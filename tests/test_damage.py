@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from asyncagent.__main__ import main
 from asyncagent.checkpoint import load_checkpoint, save_checkpoint
-from asyncagent.commands.train import configure, read_tuned
+from asyncagent.commands.env_flags import read_tuned
+from asyncagent.commands.train import configure
 from asyncagent.config import Config, resolve
 from asyncagent.errors import CheckpointError, ConfigError, UsageError
 from asyncagent.metrics import Counters
@@ -190,13 +191,20 @@ def test_a_digit_changed_in_config_json_is_seen(tmp_path: Path, old: str, new: s
     assert "Traceback" not in said.getvalue()
 
 
-TUNED = json.dumps({"flags": {"num_actors": 64, "env_threads": 2, "pin_workers": False}}).encode()
+TUNED = json.dumps(
+    {
+        "level_name": "catch",
+        "use_lstm": False,
+        "flags": {"num_actors": 64, "env_threads": 2, "pin_workers": False},
+    }
+).encode()
 
 
 @MANY
 @given(content=damage(TUNED))
 @example(b'{"flags": {"num_actors": 1e400}}')
 @example(b'{"flags": {"num_actors": null}}')
+@example(b'{"flags": {}, "net": [["a\\nnet"]], "level_name": null}')
 @example(b'{"flags": {"num_actors": 1%s}}' % (b"0" * 5000))
 @example(b"[" * 50_000)
 def test_damaged_tuned_flags_are_one_line(tmp_path: Path, content: bytes) -> None:
@@ -205,7 +213,7 @@ def test_damaged_tuned_flags_are_one_line(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     base = resolve("catch")
     try:
-        found = read_tuned(path, base)
+        found, made_for = read_tuned(path, base)
     except ConfigError as error:
         assert "\n" not in str(error)
         return
@@ -216,6 +224,7 @@ def test_damaged_tuned_flags_are_one_line(tmp_path: Path, content: bytes) -> Non
     }
     assert changed <= {"num_actors", "num_groups", "env_threads", "env_niceness", "pin_workers",
                        "inference_threads", "learner_threads", "min_inference_rows"}  # fmt: skip
+    assert all(isinstance(value, str | bool) for value in made_for.values())
 
 
 def test_damage_is_told_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

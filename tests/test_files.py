@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 import asyncagent.files as files
-from asyncagent.files import MAX_WAITING, Attempts, GrowingFile, replace_text, write_beside
+from asyncagent.files import (
+    MAX_WAITING,
+    Attempts,
+    GrowingFile,
+    check_writable,
+    replace_text,
+    write_beside,
+)
 from tests.small_disk import fill, small_disk
 
 
@@ -96,6 +103,18 @@ def test_a_full_disk_leaves_the_old_file_whole(disk: Path) -> None:
     filler.unlink()
     write_beside(path, [b"new" * 10_000])
     assert path.read_bytes() == b"new" * 10_000
+
+
+def test_what_can_be_written_is_known_beforehand(disk: Path) -> None:
+    """A full disk is told; whatever comes of it, the file and its folder stay what they were."""
+    path = disk / "kept"
+    path.write_text("old")
+    check_writable(path)
+    fill(disk)
+    before = sorted(disk.iterdir())
+    with pytest.raises(OSError, match="No space"):
+        check_writable(path)
+    assert sorted(disk.iterdir()) == before and path.read_text() == "old"
 
 
 def test_a_growing_file_on_a_full_disk_loses_nothing(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from asyncagent.__main__ import main
 from asyncagent.bench.training import Training, TrainingFailed
 from asyncagent.bench.tune import Trial, Tuner, best_of
 from asyncagent.commands import train, tune
@@ -72,6 +75,19 @@ def test_actors_stay_in_proportion_to_the_batch() -> None:
     assert max(tried) <= 16 * 8
 
 
+def test_nothing_is_tried_twice() -> None:
+    """Not under other names either: a value that the run has anyway is no change."""
+    tried: list[Config] = []
+
+    def speed(config: Config) -> float:
+        tried.append(config)
+        return 1000.0
+
+    search(resolve("catch", num_actors=64, num_groups=4, learner_threads=2), speed)
+    assert len(tried) > 5
+    assert not [config for config in tried if tried.count(config) > 1]
+
+
 def test_noise_changes_nothing() -> None:
     """What is faster by one percent is left as it is."""
     trials, _ = search(resolve("atari_pong"), lambda config: 1000 + config.num_groups)
@@ -98,6 +114,23 @@ def test_a_run_that_fails_is_no_winner() -> None:
     assert best_of(trials).training is not None
 
 
+def test_a_trial_that_is_refused_is_no_winner() -> None:
+    """Groups of 64 rows, and 16 at most allowed: that flag cannot be had, others can."""
+    trials, _ = search(resolve("atari_pong", max_inference_rows=16), lambda _: 1.0)
+    assert any("max_inference_rows=16 must be >=" in trial.failure for trial in trials)
+    assert trials[-1].training is not None
+
+
+def test_what_is_refused_from_the_beginning_is_told() -> None:
+    """No trial with other flags is made of a run that cannot be had."""
+
+    def refuse(_: Config) -> float:
+        raise UsageError("no such net")
+
+    with pytest.raises(UsageError, match="no such net"):
+        search(resolve("atari_pong"), refuse)
+
+
 def test_levels_have_as_many_groups_each() -> None:
     """Every shape tried is a configuration that can be had."""
     trials, _ = search(resolve("atari_pong,atari_breakout,atari_qbert"), lambda _: 1.0)
@@ -118,6 +151,59 @@ def test_the_command_writes_what_train_takes(
     assert train.configure(arguments).num_actors == written["flags"]["num_actors"]
     by_hand = train.configure([*arguments, "--num_actors=8", "--num_groups=2"])
     assert by_hand.num_actors == 8
+
+
+def test_the_file_is_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Flags given to tune are a part of it, in a new run and in one that had others of its own."""
+    monkeypatch.setattr("asyncagent.bench.training.run", lambda *_: rate(1.0))
+    out, logdir = tmp_path / "tuned.json", tmp_path / "run"
+    given: dict[str, Any] = {"num_actors": 64, "num_groups": 4, "learner_threads": 2}
+    flags = [f"--{name}={value}" for name, value in given.items()]
+    assert tune.main([f"--out={out}", "--level_name=catch", *flags]) == 0
+    assert f"fastest: {' '.join(flags)}\n" in capsys.readouterr().out
+    arguments = [f"--tuned={out}", "--level_name=catch", f"--logdir={logdir}"]
+    expected = resolve("catch", tuned=str(out), logdir=str(logdir), **given)
+    assert train.configure(arguments) == expected
+    logdir.mkdir()
+    others = resolve("catch", num_actors=8, env_threads=3, env_niceness=5)
+    (logdir / "config.json").write_text(others.to_json())
+    assert train.configure(arguments) == expected
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"num_groups": 8, "num_actors": 64},
+        {"num_groups": 8},
+        {"num_actors": 32, "min_inference_rows": 7},
+        {"pin_workers": False, "env_niceness": 10},
+    ],
+)
+def test_flags_that_are_printed_give_what_was_measured(tmp_path: Path, flags: Any) -> None:
+    """As typed: min_inference_rows follows from the shape unless it is told."""
+    preset = resolve("doom_basic", logdir=str(tmp_path))
+    tried = dataclasses.replace(preset, **flags)
+    typed = tune.as_flags(tune.from_defaults(tried)).split()
+    assert bool(typed) == bool(flags)
+    assert train.configure(["--level_name=doom_basic", f"--logdir={tmp_path}", *typed]) == tried
+
+
+def test_what_was_found_for_another_level_or_net_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line, and taken all the same; nothing is said where it fits."""
+    path = tmp_path / "tuned.json"
+    found = {"level_name": "catch", "net": "mlp", "use_lstm": False, "flags": {"env_threads": 3}}
+    path.write_text(json.dumps(found))
+    common = [f"--tuned={path}", f"--logdir={tmp_path / 'run'}"]
+    assert train.configure(["--level_name=catch", *common]).env_threads == 3
+    assert capsys.readouterr().err == ""
+    assert train.configure(["--level_name=cartpole", "--use_lstm", *common]).env_threads == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was made for level_name='catch', use_lstm=False, this is level_name='cartpole'" in line
 
 
 @pytest.mark.parametrize(
@@ -141,9 +227,7 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, text: str | None, messag
 
 
 def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that is not there is told before anything runs; a level that cannot train, after."""
-    with pytest.raises(UsageError, match="there is no folder"):
-        tune.main([f"--out={tmp_path / 'nowhere' / 'tuned.json'}", "--level_name=catch"])
+    """A level that cannot train is told, and no file is written."""
 
     def fail(*_: Any) -> Training:
         raise TrainingFailed("no such thing")
@@ -152,3 +236,47 @@ def test_bad_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AsyncAgentError, match="the defaults did not train: no such thing"):
         tune.main([f"--out={tmp_path / 'tuned.json'}", "--level_name=catch", "--minutes=1"])
     assert not (tmp_path / "tuned.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("nowhere/tuned.json", "there is no folder"),
+        (".", "must be a file"),
+        ("..", "must be a file"),
+        ("/dev/null", "must be a file"),
+        ("/proc/tuned.json", "cannot be written: "),
+        ("n" * 300, "cannot be written: File name too long"),
+        ("n" * 253, "cannot be written: File name too long"),  # with .tmp
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    out: str, message: str,
+) -> None:  # fmt: skip
+    """One line, status 2, and nothing left lying about."""
+    monkeypatch.setattr("asyncagent.bench.training.run", pytest.fail)
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", f"--out={out}", "--level_name=catch"]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert message in line and not captured.out
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_file_that_cannot_be_written_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was found is on the screen, the reason is one line."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("asyncagent.bench.training.run", lambda c, *_: rate(c.num_actors))
+    monkeypatch.setattr(tune, "replace_text", full)
+    assert main(["tune", f"--out={tmp_path / 'tuned.json'}", "--level_name=catch"]) == 1
+    captured = capsys.readouterr()
+    assert "fastest: --num_actors=" in captured.out
+    line = captured.err.splitlines()[-1]
+    assert line.startswith("asyncagent tune: ") and line.endswith("No space left on device")
+    assert "Traceback" not in captured.err

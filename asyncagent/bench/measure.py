@@ -173,9 +173,12 @@ class Bench:
             values = [_at(one, keys) for one in rounds]
             return statistics.median(values)
 
+        def median_if_known(key: str) -> float | None:
+            values = [one[key] for one in rounds if one[key] is not None]
+            return statistics.median(values) if values else None
+
         ours = {name: median("ours", name) for name in self._components}
         bound, steps = self._bound(ours, transfer), median("steps_per_s")
-        lags = [one["policy_lag_mean"] for one in rounds if one["policy_lag_mean"] is not None]
         result: dict[str, Any] = {
             "level_name": config.level_name,
             "net": config.net,
@@ -193,8 +196,8 @@ class Bench:
             "steps_per_s": steps,
             "frames_per_s": median("frames_per_s"),
             "efficiency": steps / bound,
-            "policy_lag_mean": statistics.median(lags) if lags else None,
-            "cores_idle": median("cores_idle"),
+            "policy_lag_mean": median_if_known("policy_lag_mean"),
+            "cores_idle": median_if_known("cores_idle"),
             "reference_bound_steps_per_s": None,
             "steps_per_reference_bound": None,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import signal
 import statistics
 import subprocess
@@ -18,9 +17,9 @@ from typing import Any, NamedTuple
 
 from asyncagent.bench.children import environment, last_words
 from asyncagent.config import Config
+from asyncagent.cpu_times import IdleClock
 from asyncagent.envs.scratch import temporary_folder
 from asyncagent.errors import AsyncAgentError, UsageError
-from asyncagent.placement import cores
 
 COMMAND = (sys.executable, "-P", "-m", "asyncagent.bench.leash", "asyncagent", "train")
 USAGE_ERROR = 2
@@ -52,8 +51,8 @@ class Training(NamedTuple):
     policy_lag_mean: float | None
     """Updates between acting and learning; None if no report knew."""
     policy_lag_max: int
-    cores_idle: float
-    """Share of all cores' time in which the machine had nothing to do."""
+    cores_idle: float | None
+    """Share of the time of the cores we may use in which they had nothing to do; None: unknown."""
     updates: int
 
 
@@ -64,7 +63,7 @@ def run(config: Config, seconds: float, warmup_s: float, tell: Callable[[float],
       tell: ``tell(seconds of training so far)``, with every report.
 
     Raises:
-      UsageError: the run refused what was asked for.
+      UsageError: the run refused what was asked for, or ``seconds`` were too few for two reports.
       TrainingFailed: see there.
     """
     with (
@@ -87,9 +86,9 @@ def run(config: Config, seconds: float, warmup_s: float, tell: Callable[[float],
         try:
             watch = _Watch(process, folder / "metrics.jsonl", tell)
             first = watch.until(warmup_s)
-            idle_s, started_s = idle_core_s(), time.monotonic()
+            idle = IdleClock()
             last = watch.until(warmup_s + seconds)
-            idle_s, elapsed_s = idle_core_s() - idle_s, time.monotonic() - started_s
+            cores_idle = idle.share()
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(ENDING_S)
@@ -103,7 +102,11 @@ def run(config: Config, seconds: float, warmup_s: float, tell: Callable[[float],
             process.wait()
             assert process.stdin is not None
             process.stdin.close()
-    return figures(config, watch.reports[first : last + 1], idle_s / (elapsed_s * cores()))
+    if first == last:
+        raise UsageError(
+            f"seconds={seconds:g} is too short: one report of the run spanned them all; give more"
+        )
+    return figures(config, watch.reports[first : last + 1], cores_idle)
 
 
 class _Ended(Exception):
@@ -145,8 +148,11 @@ class _Watch:
         return len(self.reports) > before
 
 
-def figures(config: Config, reports: list[dict[str, Any]], cores_idle: float) -> Training:
-    """Of the time between the first and the last of ``reports``, as metrics.jsonl has them."""
+def figures(config: Config, reports: list[dict[str, Any]], cores_idle: float | None) -> Training:
+    """Of the time between the first and the last of ``reports``, as metrics.jsonl has them.
+
+    They are two at least.
+    """
     first, last = reports[0], reports[-1]
     seconds = last["time_s"] - first["time_s"]
     rates = [report["frames_per_s"] for report in reports[1:]]
@@ -165,9 +171,3 @@ def figures(config: Config, reports: list[dict[str, Any]], cores_idle: float) ->
         cores_idle=cores_idle,
         updates=updates,
     )
-
-
-def idle_core_s() -> float:
-    """Seconds that all cores of the machine together have idled since it was started."""
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")

@@ -11,6 +11,7 @@ from asyncagent.bench import training
 from asyncagent.bench.training import Training, TrainingFailed
 from asyncagent.config import MAX_ACTORS_PER_COLUMN, Config, in_workers
 from asyncagent.envs import levels_of
+from asyncagent.errors import UsageError
 from asyncagent.placement import cores
 
 WORTH = 1.02
@@ -25,7 +26,7 @@ class Trial(NamedTuple):
     flags: dict[str, Any]
     """What differs from the defaults."""
     training: Training | None
-    """None if the run failed."""
+    """None if the run failed or was refused."""
     failure: str = ""
 
     @property
@@ -60,14 +61,17 @@ class Tuner:
         self._trials: list[Trial] = []
 
     def tune(self) -> list[Trial]:
-        """All trials, the defaults' first; the best is ``best_of``'s."""
+        """All trials, the defaults' first; the best is ``best_of``'s.
+
+        UsageError where the defaults are refused.
+        """
         started_s = self._clock()
         self._try({}, started_s)
         for knob in (self._shapes, self._env_threads, self._inference, self._learner):
             for change in knob():
                 if self._clock() - started_s >= self._limit_s:
                     return self._trials
-                flags = best_of(self._trials).flags | change
+                flags = self._differing(best_of(self._trials).flags | change)
                 if all(flags != trial.flags for trial in self._trials):
                     self._try(flags, started_s)
         return self._trials
@@ -75,10 +79,16 @@ class Tuner:
     def _try(self, flags: dict[str, Any], started_s: float) -> None:
         try:
             trial = Trial(flags, self._run(dataclasses.replace(self._config, **flags)))
-        except TrainingFailed as error:
+        except (TrainingFailed, UsageError) as error:
+            # What is refused from the beginning was asked for; later a flag did not suit others.
+            if isinstance(error, UsageError) and not self._trials:
+                raise
             trial = Trial(flags, None, str(error))
         self._trials.append(trial)
         self._tell(trial, min(1.0, (self._clock() - started_s) / self._limit_s))
+
+    def _differing(self, flags: dict[str, Any]) -> dict[str, Any]:
+        return {k: value for k, value in flags.items() if value != getattr(self._config, k)}
 
     def _now(self) -> Config:
         return dataclasses.replace(self._config, **best_of(self._trials).flags)

@@ -116,11 +116,11 @@ def show(result: dict[str, Any], console: Console) -> None:
         result["reference_bound_steps_per_s"],
     )  # fmt: skip
     console.print(rates)
-    lag = result["policy_lag_mean"]
+    lag, idle = result["policy_lag_mean"], result["cores_idle"]
     console.print(
         f"training: {result['steps_per_s']:,.0f} steps/s, {result['frames_per_s']:,.0f} frames/s; "
         f"policy lag {'unknown' if lag is None else f'{lag:.1f} updates'}, "
-        f"cores idle {result['cores_idle']:.1%}",
+        f"cores idle {'unknown' if idle is None else f'{idle:.1%}'}",
         soft_wrap=True,
     )
     console.print(f"efficiency: {result['efficiency']:.3f} of the bound", soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import sys
@@ -11,19 +10,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from asyncagent.commands.cli import is_on, parse, value_of
-from asyncagent.config import (
-    DETERMINISTIC,
-    PRESETS,
-    TUNED_FLAGS,
-    Config,
-    resolve,
-    rows_worth_a_batch,
-    split_groups,
-)
+from asyncagent.commands.cli import value_of
+from asyncagent.commands.env_flags import overlay
+from asyncagent.config import PRESETS, Config, resolve
 from asyncagent.envs import check_level
 from asyncagent.errors import ConfigError, UsageError
-from asyncagent.files import parse_json
 
 DESCRIPTION = """Train an IMPALA agent, or resume the run found in --logdir.
 
@@ -57,30 +48,7 @@ def configure(arguments: Sequence[str]) -> Config:
                 "leave --preset out to resume it, or use another --logdir"
             )
         base = before
-    tuned = value_of(arguments, "tuned")
-    if tuned:
-        base = read_tuned(Path(tuned), base)
-    if is_on(arguments, "deterministic"):
-        base = dataclasses.replace(base, deterministic=True, **DETERMINISTIC)
-    num_actors = value_of(arguments, "num_actors")
-    if num_actors and num_actors.isdigit() and not value_of(arguments, "num_groups"):
-        count = int(num_actors)
-        if count == 0:
-            arguments = [*arguments, "--num_groups=0"]
-        if count >= 1:
-            # Config checks that groups are equal; the flags below would be judged one by one.
-            groups = split_groups(base.level_name, count, base.num_groups)
-            arguments = [*arguments, f"--num_groups={groups}"]
-    config = parse(
-        Config, arguments, prog="asyncagent train", description=DESCRIPTION, default=base
-    )
-    shape = (config.num_actors, config.num_groups)
-    if shape != (base.num_actors, base.num_groups) and not value_of(
-        arguments, "min_inference_rows"
-    ):
-        rows = rows_worth_a_batch(config.level_name, *shape)
-        config = dataclasses.replace(config, min_inference_rows=rows)
-    return config
+    return overlay(Config, arguments, base, prog="asyncagent train", description=DESCRIPTION)
 
 
 def run(config: Config) -> int:
@@ -115,25 +83,6 @@ def run(config: Config) -> int:
         )
         return 1
     return 0
-
-
-def read_tuned(path: Path, base: Config) -> Config:
-    """``base`` with the flags that ``asyncagent tune`` found; ConfigError if they do not fit."""
-    try:
-        found = parse_json(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"tuned={str(path)!r}: {error.strerror}") from None
-    except ValueError:
-        raise ConfigError(
-            f"tuned={str(path)!r} is not JSON: make it with asyncagent tune"
-        ) from None
-    flags = found.get("flags") if isinstance(found, dict) else None
-    if not isinstance(flags, dict) or not set(flags) <= set(TUNED_FLAGS):
-        raise ConfigError(
-            f"tuned={str(path)!r} must have an object 'flags' with some of {', '.join(TUNED_FLAGS)}"
-        )
-    whole = dataclasses.asdict(base) | flags
-    return Config.from_json(json.dumps(whole), path)
 
 
 def _recorded(logdir: Path) -> Config | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +13,10 @@ from typing import Any
 
 from asyncagent.bench.tune import Trial, Tuner, best_of
 from asyncagent.commands.bench import Meter
-from asyncagent.commands.env_flags import parse_env_flags
-from asyncagent.config import Config
+from asyncagent.commands.env_flags import TUNED_FOR, parse_env_flags
+from asyncagent.config import TUNED_FLAGS, Config, resolve
 from asyncagent.errors import AsyncAgentError, UsageError
-from asyncagent.files import replace_text
+from asyncagent.files import check_writable, replace_text
 from asyncagent.signals import tidy_end
 
 DESCRIPTION = """Find the flags with which this machine trains a level fastest.
@@ -53,8 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="asyncagent tune", description=DESCRIPTION,
     )  # fmt: skip
     out = Path(flags.out)
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"out={flags.out!r}: there is no folder {str(out.absolute().parent)!r}")
+    _check_writable(out)
     names = [field.name for field in dataclasses.fields(Config)]
     config = Config(**{name: getattr(flags, name) for name in names})
     with tidy_end(), Meter(config.level_name) as meter:
@@ -66,12 +67,44 @@ def main(arguments: Sequence[str]) -> int:
     best = best_of(trials)
     if best.training is None:
         raise AsyncAgentError(f"the defaults did not train: {best.failure}")
-    replace_text(out, json.dumps(to_json(config, trials), indent=2) + "\n")
     for trial in sorted(trials, key=lambda trial: -trial.steps_per_s):
         print(describe(trial))
-    print(f"\nfastest: {as_flags(best.flags) or 'the defaults'}")
+    winner = dataclasses.replace(config, **best.flags)
+    print(f"\nfastest: {as_flags(from_defaults(winner)) or 'the defaults'}", flush=True)
+    try:
+        replace_text(out, json.dumps(to_json(config, trials), indent=2) + "\n")
+    except OSError as error:
+        print(f"asyncagent tune: {out} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     print(f"--tuned={out} gives them to asyncagent train")
     return 0
+
+
+def _check_writable(out: Path) -> None:
+    """Before minutes are spent on what is to be written there."""
+    folder = out.absolute().parent
+    if not os.path.isdir(folder):
+        raise UsageError(f"out={str(out)!r}: there is no folder {str(folder)!r}")
+    if os.path.exists(out) and not os.path.isfile(out):
+        raise UsageError(f"out={str(out)!r} must be a file, and is a folder or a device")
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise UsageError(
+            f"out={str(out)!r} cannot be written: {error.strerror}; give another --out"
+        ) from None
+
+
+def from_defaults(tried: Config) -> dict[str, Any]:
+    """What train has to be told, beside level and preset, to train as fast as ``tried`` did."""
+    shape = {name: getattr(tried, name) for name in ("num_actors", "num_groups")}
+    preset = resolve(tried.level_name, tried.preset)
+    shaped = resolve(tried.level_name, tried.preset, **shape)  # min_inference_rows follows
+    return {
+        name: getattr(tried, name)
+        for name in TUNED_FLAGS
+        if getattr(tried, name) != getattr(preset if name in shape else shaped, name)
+    }
 
 
 def as_flags(flags: dict[str, Any]) -> str:
@@ -90,14 +123,16 @@ def describe(trial: Trial) -> str:
 
 
 def to_json(config: Config, trials: list[Trial]) -> dict[str, Any]:
-    """What the file says; ``flags`` is what train takes."""
+    """What the file says; ``flags`` is what train takes.
+
+    All of them, those that are the defaults too: a run that is resumed has others of its own.
+    """
     best, first = best_of(trials), trials[0]
     assert best.training is not None
+    tried = dataclasses.replace(config, **best.flags)
     return {
-        "level_name": config.level_name,
-        "net": config.net,
-        "use_lstm": config.use_lstm,
-        "flags": best.flags,
+        **{name: getattr(config, name) for name in TUNED_FOR},
+        "flags": {name: getattr(tried, name) for name in TUNED_FLAGS},
         "frames_per_s": round(best.training.frames_per_s),
         "frames_per_s_of_defaults": round(first.training.frames_per_s) if first.training else 0,
     }
