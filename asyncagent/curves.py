@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from asyncagent.runs import Points, Run, by_configuration, differing
+from asyncagent.records import Points
+from asyncagent.runs import Run, by_configuration, differing
 
 POINTS = 1000
 """Of a curve, at equal distances of x."""
@@ -34,6 +36,13 @@ class Curve(NamedTuple):
     """What was left out, in a sentence; empty if nothing was."""
 
 
+class _Span(NamedTuple):
+    """Where a run's figure begins and ends."""
+
+    begin: float
+    end: float
+
+
 def curves(runs: Sequence[Run], axis: Axis, spread: Spread, smooth: float) -> list[Curve]:
     """A curve for each configuration and figure of ``runs``; runs without a figure have none.
 
@@ -49,7 +58,7 @@ def curves(runs: Sequence[Run], axis: Axis, spread: Spread, smooth: float) -> li
     for group in groups:
         said = ", ".join(_flag(name, group[0].config.get(name)) for name in names)
         for figure in dict.fromkeys(name for run in group for name in run.figures):
-            lines = [run.figures[figure] for run in group if figure in run.figures]
+            lines = [(run.logdir, run.figures[figure]) for run in group if figure in run.figures]
             part = figure.partition(".")[2].rpartition(".")[0] if several else ""
             label = ", ".join(filter(None, (said, part))) or group[0].config["level_name"]
             found.append(_curve(label, lines, axis, spread, smooth))
@@ -63,30 +72,55 @@ def _flag(name: str, value: object) -> str:
     return f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
 
 
-def _curve(label: str, lines: Sequence[Points], axis: Axis, spread: Spread, smooth: float) -> Curve:
+def _curve(
+    label: str, lines: Sequence[tuple[Path, Points]], axis: Axis, spread: Spread, smooth: float
+) -> Curve:
     column = ("frames", "hours").index(axis)
-    begin = max(line[0, column] for line in lines)
-    ends = [line[-1, column] for line in lines]
-    cut = ""
-    if begin >= min(ends) and len(lines) > 1:
-        lines, ends = lines[:1], ends[:1]  # nothing in common
-        begin = lines[0][0, column]
-        cut = f"{label}: the runs have no {axis} in common, only the first is drawn"
-    elif max(ends) > 1.01 * min(ends):
-        end = f"{min(ends):,.0f} frames" if axis == "frames" else f"{min(ends):.3g} hours"
-        cut = f"{label}: one of the {len(lines)} runs ends at {end}, and so does their mean"
-    x = np.linspace(begin, min(ends), POINTS)
+    spans = [_Span(points[0, column], points[-1, column]) for _, points in lines]
+    kept = _sharing(spans)
+    apart = [str(logdir) for index, (logdir, _) in enumerate(lines) if index not in kept]
+    begin, end = max(spans[i].begin for i in kept), min(spans[i].end for i in kept)
+    cuts = []
+    if apart:
+        cuts.append(f"{', '.join(apart)} left out, with no {axis} in common with the others")
+    those = f"one of the {len(kept)} runs"
+    if begin - min(spans[i].begin for i in kept) > 0.01 * end:
+        cuts.append(f"{those} begins at {_place(begin, axis)}, and so does their mean")
+    if max(spans[i].end for i in kept) > 1.01 * end:
+        cuts.append(f"{those} ends at {_place(end, axis)}, and so does their mean")
+    drawn = [lines[i][1] for i in kept]
+    x = np.linspace(begin, end, POINTS)
     values = np.stack(
-        [_smoothed(np.interp(x, line[:, column], line[:, 2]), smooth) for line in lines]
+        [_smoothed(np.interp(x, line[:, column], line[:, 2]), smooth) for line in drawn]
     )
     mean = values.mean(0)
     low = high = mean
-    if len(lines) > 1 and spread == "minmax":
+    if len(drawn) > 1 and spread == "minmax":
         low, high = values.min(0), values.max(0)
-    elif len(lines) > 1:
-        error = values.std(0, ddof=1) / math.sqrt(len(lines))
+    elif len(drawn) > 1:
+        error = values.std(0, ddof=1) / math.sqrt(len(drawn))
         low, high = mean - error, mean + error
-    return Curve(label, x, mean, low, high, len(lines), cut)
+    cut = f"{label}: {'; '.join(cuts)}" if cuts else ""
+    return Curve(label, x, mean, low, high, len(drawn), cut)
+
+
+def _sharing(spans: Sequence[_Span]) -> list[int]:
+    """Indices of those that have most in common: the most runs, of as many the longest range.
+
+    Any range is more than a single place.
+    """
+    found: list[tuple[bool, int, float, list[int]]] = []
+    for first in spans:
+        for least in (np.nextafter(first.begin, math.inf), first.begin):
+            kept = [i for i, s in enumerate(spans) if s.begin <= first.begin and s.end >= least]
+            if kept:
+                common = min(spans[i].end for i in kept) - max(spans[i].begin for i in kept)
+                found.append((common > 0, len(kept), common, kept))
+    return max(found, key=lambda one: one[:3])[3]
+
+
+def _place(where: float, axis: Axis) -> str:
+    return f"{where:,.0f} frames" if axis == "frames" else f"{where:.3g} hours"
 
 
 def _smoothed(values: Floats, share: float) -> Floats:

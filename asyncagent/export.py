@@ -13,6 +13,7 @@ import copy
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -82,6 +83,8 @@ def export(
         or the file cannot be written.
       CheckpointError: no such checkpoint, or none that can be read.
     """
+    if out and os.path.isdir(out):
+        raise UsageError(f"out={str(out)!r} is a folder: name the file to write")
     logdir = Path(logdir)
     path, state = choose_checkpoint(logdir, checkpoint)
     config = Config.from_json(state["config"], path)

@@ -141,7 +141,9 @@ class _Run:
         self.terminal = Terminal(
             config.level_name, config.total_environment_frames, learner.frames, config.quiet
         )
-        self.metrics_file = MetricsFile(logdir / "metrics.jsonl", learner.frames)
+        self.metrics_file = MetricsFile(
+            logdir / "metrics.jsonl", learner.frames, self.counters.time_s
+        )
         self.tensorboard = TensorBoard(logdir, config, learner.frames)
         self.filming = Filming(
             config,
@@ -215,6 +217,7 @@ class _Run:
             self.queue.close()
             await asyncio.wait({learner}, timeout=grace / 2)
             await cancel(learner, reporter)
+            self.counters.stop_clock()
             if self.bridge and self.learner.frames >= self.config.total_environment_frames:
                 self.bridge.farewell()
             end = asyncio.timeout_at(deadline_s)

@@ -16,6 +16,8 @@ from asyncagent.structs import EnvStep, Episode, Loss
 
 EPISODE_WINDOW = 100
 """Episode means are over the last so many games."""
+MIN_GAMES = 30
+"""A mean return of fewer games is luck: no checkpoint, and no report, is the best by it."""
 MAX_LAG_COUNTED = 127
 """Policy lags are counted one by one up to here."""
 
@@ -214,6 +216,7 @@ class Counters:
         """The newest, uncapped and capped at 100."""
         self._time_before_s = time_s
         self._started_s = time.monotonic()
+        self._stopped_s: float | None = None
         self._last = (time_s, frames, 0, updates)
 
     def on_row(self, row: EnvStep) -> None:
@@ -247,7 +250,12 @@ class Counters:
     @property
     def time_s(self) -> float:
         """Seconds of training, all sessions of the run together."""
-        return self._time_before_s + time.monotonic() - self._started_s
+        now_s = time.monotonic() if self._stopped_s is None else self._stopped_s
+        return self._time_before_s + now_s - self._started_s
+
+    def stop_clock(self) -> None:
+        """Learning is over: the last checkpoint and the last report are of the same time."""
+        self._stopped_s = time.monotonic()
 
     @property
     def episode_return_mean(self) -> float:

@@ -1,9 +1,4 @@
-"""Recorded runs, read back: their configuration, the figures of metrics.jsonl, and their state.
-
-A file may be as long as a run of weeks makes it, and damaged anywhere: it is read line by line,
-what is no report is passed over and counted, and of each figure at most ``MAX_POINTS`` values are
-kept.
-"""
+"""Recorded runs, read back: their configuration, the figures of metrics.jsonl, and their state."""
 
 from __future__ import annotations
 
@@ -11,39 +6,36 @@ import dataclasses
 import difflib
 import fcntl
 import json
+import logging
 import math
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from asyncagent.config import Config
 from asyncagent.errors import UsageError
 from asyncagent.files import parse_json
+from asyncagent.panel import printable
+from asyncagent.records import Points, number, read_metrics
 
 METRICS = "metrics.jsonl"
-MAX_LINE_BYTES = 1 << 20
-"""A longer line is no report."""
-MAX_POINTS = 10_000
-"""Values kept of one figure of one run, at equal distances."""
-MAX_FIGURES = 100
-"""Of one run: a pattern such as levels.*.episodes may stand for so many."""
 NOT_LEARNING = frozenset(
     {
-        *("logdir", "override", "tuned", "listen", "secret_key", "allowed_keys", "insecure"),
+        *("logdir", "preset", "override", "tuned", "quiet"),
+        *("listen", "secret_key", "allowed_keys", "insecure"),
         *("dataset_path", "level_cache", "level_cache_gb", "stall_timeout_s", "grace_s"),
+        *("env_timeout_s", "max_env_failures", "max_skipped_updates"),
         *("checkpoint_interval_s", "keep_checkpoints", "keep_every"),
-        *("summary_interval_s", "report_interval_s"),
+        *("summary_interval_s", "report_interval_s", "video_interval_frames"),
     }
 )
-"""Flags that make no difference between runs."""
+"""Flags that make no difference between runs; what a preset decides has flags of its own."""
 
 State: TypeAlias = Literal["running", "finished", "stopped"]
-Points: TypeAlias = npt.NDArray[np.float64]
-"""float64 [n, 3]: frames, hours of training and value; frames never fall."""
+
+_log = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -56,10 +48,12 @@ class Run(NamedTuple):
     last: dict[str, Any]
     """The newest report; empty before the first."""
     best: tuple[float, int]
-    """Highest episode_return_mean and the frames it was reported after; (nan, 0) before any."""
+    """Highest episode_return_mean of MIN_GAMES games or more, and the frames it was reported after.
+
+    (nan, 0) before any."""
     num_reports: int
     num_damaged: int
-    """Lines of metrics.jsonl that are no reports, or belong before the line above them."""
+    """Lines of metrics.jsonl that are no reports, or do not fit those around them."""
     figures: dict[str, Points]
     """Those asked for and found, by name."""
 
@@ -77,20 +71,23 @@ class Run(NamedTuple):
 def find_runs(paths: Sequence[str | Path]) -> list[Path]:
     """The folders of runs among ``paths``; of a folder that is none, the runs right inside it.
 
-    UsageError for a path that is not there or has no run.
+    Each once, however it is spelt; a warning for a folder inside that cannot be looked into.
+    UsageError for a path that is not there, cannot be read or has no run.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        inside = [path]
-        if not (path / METRICS).is_file():
-            inside = sorted(child.parent for child in path.glob(f"*/{METRICS}"))
+        try:
+            inside = [path] if _is_run(path) else _runs_inside(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         if not inside:
             raise UsageError(
                 f"{path} is not the folder of a run: it has no {METRICS}; give the --logdir of "
                 "a training"
             )
-        found.update(dict.fromkeys(inside))
-    return list(found)
+        for run in inside:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
 
 
 def read_run(logdir: Path, figures: Sequence[str] = ()) -> Run:
@@ -104,11 +101,8 @@ def read_run(logdir: Path, figures: Sequence[str] = ()) -> Run:
       UsageError: config.json or metrics.jsonl is missing or cannot be read.
     """
     config = _read_config(logdir)
-    reader = _Reader(figures)
     try:
-        with (logdir / METRICS).open("rb") as file:
-            for line in _lines(file):
-                reader.take(line)
+        reader = read_metrics(logdir / METRICS, figures)
     except OSError as error:
         raise UsageError(f"{logdir / METRICS} cannot be read: {error.strerror}") from None
     total = number(config["total_environment_frames"])
@@ -117,16 +111,19 @@ def read_run(logdir: Path, figures: Sequence[str] = ()) -> Run:
         state = "running"
     elif total is not None and reader.last.get("frames", -1) >= total:
         state = "finished"
+    frames, _, best = reader.bests.newest or (0, 0.0, math.nan)
     return Run(
-        logdir, config, state, reader.last, reader.best, reader.num_reports, reader.num_damaged,
-        {name: points.array() for name, points in reader.points.items()},
+        logdir, config, state, reader.last, (best, int(frames)),
+        reader.num_lines - reader.num_damaged, reader.num_damaged,
+        {name: series.array() for name, series in reader.series.items() if series.newest},
     )  # fmt: skip
 
 
 def is_held(logdir: Path) -> bool:
     """Whether a live process of this machine is training there."""
     try:
-        descriptor = os.open(logdir / ".lock", os.O_RDONLY)
+        # One that is no file may keep whoever opens it waiting.
+        descriptor = os.open(logdir / ".lock", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -137,17 +134,6 @@ def is_held(logdir: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def number(value: object) -> float | None:
-    """A finite float; None of anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        value = float(value)
-    except OverflowError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -183,7 +169,31 @@ def unknown_figure(name: str, runs: Sequence[Run]) -> UsageError:
     near = difflib.get_close_matches(name, known, 3, 0.5)
     near = near or difflib.get_close_matches(name.rpartition(".")[2], known, 3, 0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
-    return UsageError(f"no figure {name!r} in the reports: {hint}")
+    return UsageError(f"no figure {name!r} in the reports: {printable(hint)}")
+
+
+def _is_run(folder: Path) -> bool:
+    """OSError where one may not look, or the name can be none."""
+    try:
+        return stat.S_ISREG((folder / METRICS).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _runs_inside(folder: Path) -> list[Path]:
+    """Links after what they may lead to."""
+    runs = []
+    try:
+        children = sorted(folder.iterdir(), key=lambda child: (child.is_symlink(), child))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for child in children:
+        try:
+            if _is_run(child):
+                runs.append(child)
+        except OSError as error:
+            _log.warning("%s is left out: %s", printable(str(child)), error.strerror)
+    return runs
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Config)}
@@ -202,97 +212,6 @@ def _read_config(logdir: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("level_name"), str):
         raise UsageError(f"{path} is not the configuration of a run: it has no level_name")
     return _DEFAULTS | config
-
-
-def _lines(file: Any) -> Iterator[bytes]:
-    """Lines, of which none is longer than MAX_LINE_BYTES; of a longer one only the beginning."""
-    while line := file.readline(MAX_LINE_BYTES):
-        rest = line
-        while not rest.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
-            pass
-        yield line
-
-
-class _Points:
-    """Values of an endless stream at equal distances, and the newest."""
-
-    def __init__(self) -> None:
-        self._kept: list[tuple[float, float, float]] = []
-        self._newest = (0.0, 0.0, 0.0)
-        self._every = 1
-        self._count = 0
-
-    def add(self, frames: float, hours: float, value: float) -> None:
-        self._newest = (frames, hours, value)
-        if self._count % self._every == 0:
-            self._kept.append(self._newest)
-            if len(self._kept) == MAX_POINTS:
-                del self._kept[1::2]
-                self._every *= 2
-        self._count += 1
-
-    def array(self) -> Points:
-        last = [] if self._kept[-1] == self._newest else [self._newest]
-        return np.array([*self._kept, *last], np.float64)
-
-
-class _Reader:
-    """Takes in the lines of one metrics.jsonl."""
-
-    def __init__(self, figures: Sequence[str]) -> None:
-        self._figures = figures
-        self.last: dict[str, Any] = {}
-        self.best = (math.nan, 0)
-        self.num_reports = 0
-        self.num_damaged = 0
-        self.points: dict[str, _Points] = {}
-
-    def take(self, line: bytes) -> None:
-        try:
-            report = parse_json(line.decode())
-            frames, time_s = number(report["frames"]), number(report["time_s"])
-        except (ValueError, KeyError, TypeError):
-            frames = time_s = None
-        if frames is None or time_s is None or frames < self.last.get("frames", 0):
-            self.num_damaged += 1
-            return
-        self.last = report
-        self.num_reports += 1
-        score = number(report.get("episode_return_mean"))
-        if score is not None and not score <= self.best[0]:
-            self.best = (score, int(frames))
-        for name, value in _pick(report, self._figures):
-            if name not in self.points:
-                if len(self.points) == MAX_FIGURES:
-                    raise UsageError(
-                        f"more than {MAX_FIGURES} figures are named so: name one, without *"
-                    )
-                self.points[name] = _Points()
-            self.points[name].add(frames, time_s / 3600, value)
-
-
-def _pick(report: dict[str, Any], figures: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Names and numbers of the figures that this report has."""
-    for figure in figures:
-        group, _, rest = figure.partition(".")
-        parent, _, field = rest.rpartition(".")
-        inside: Any = report.get(group)
-        found: list[tuple[str, Any]] = []
-        if not rest:
-            found = [(figure, inside)]
-        elif isinstance(inside, dict) and parent == "*":
-            found = [
-                (f"{group}.{name}.{field}", part.get(field))
-                for name, part in inside.items()
-                if isinstance(part, dict)
-            ]
-        elif isinstance(inside, dict):
-            holder = inside.get(parent) if parent else inside
-            found = [(figure, holder.get(field) if isinstance(holder, dict) else None)]
-        for name, value in found:
-            whole = number(value)
-            if whole is not None:
-                yield name, whole
 
 
 def _names(report: dict[str, Any], before: str = "") -> Iterator[str]:

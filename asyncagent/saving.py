@@ -12,13 +12,12 @@ from asyncagent.config import LEARNING_FLAGS, Config
 from asyncagent.errors import CheckpointError
 from asyncagent.files import Attempts, replace_text
 from asyncagent.learner import Learner
+from asyncagent.metrics import MIN_GAMES
 from asyncagent.optim import linear_learning_rate
 from asyncagent.policy import Policy
 
 RETRY_S = 60.0
 """A save that failed is tried again after so many seconds, or after the usual interval."""
-MIN_GAMES = 30
-"""A mean return of fewer games is luck, and no reason to keep a checkpoint as the best."""
 
 # What of the configuration a checkpoint's weights depend on.
 _IDENTITY = (

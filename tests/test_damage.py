@@ -127,7 +127,7 @@ def test_damaged_metrics_are_trimmed(tmp_path: Path, content: bytes) -> None:
     """Every line that stays is a report of what was learned, and ours follows on its own line."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
-    file = MetricsFile(path, 3000)
+    file = MetricsFile(path, 3000, 60.0)
     file.write(report(3500))
     file.close()
     *kept, last = path.read_bytes().split(b"\n")[:-1]

@@ -312,6 +312,8 @@ def test_random_sentences_are_sentences() -> None:
     ("flag", "words"),
     [
         ("--out=/proc/policy", "cannot be written"),
+        ("--out=.", "is a folder: name the file to write"),
+        ("--out=/", "is a folder: name the file to write"),
         ("--format=tflite", "onnx"),
         ("--checkpoint=best", "is not there"),
         ("--logdir=/proc", "no checkpoint"),

@@ -460,14 +460,17 @@ def test_first_signal_asks(
 def test_resume_continues_frames_and_learning_rate(tmp_path: Path, groups: list[Group]) -> None:
     """A run started again goes on from its checkpoint, schedule included."""
     first = train(config(tmp_path, total_environment_frames=3000))
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # of work that was lost
+        file.write(json.dumps({"frames": first.frames, "time_s": first.time_s + 1000}) + "\n")
     second = train(config(tmp_path, total_environment_frames=6000))
     assert first.frames < 6000 <= second.frames
     assert second.updates > first.updates
     assert second.time_s > first.time_s
-    frames = [
-        json.loads(line)["frames"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert frames == sorted(frames)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    frames = [json.loads(line)["frames"] for line in lines]
+    assert frames == sorted(frames) and first.frames in frames, "no session's last report is lost"
+    times_s = [json.loads(line)["time_s"] for line in lines]
+    assert times_s == sorted(times_s)
     again = train(config(tmp_path, total_environment_frames=6000))
     assert again.frames == second.frames, "a finished run has nothing left to do"
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,14 @@ from asyncagent.__main__ import main
 from asyncagent.checkpoint import locked
 from asyncagent.commands.compare import CompareFlags
 from asyncagent.commands.run_paths import gathered
-from asyncagent.config import resolve
+from asyncagent.config import Config, resolve
 from asyncagent.curves import POINTS, curves
 from asyncagent.errors import UsageError
 from asyncagent.loop import train
+from asyncagent.metrics import MIN_GAMES
+from asyncagent.records import MAX_LINE_BYTES, MAX_POINTS
 from asyncagent.runs import (
-    MAX_LINE_BYTES,
-    MAX_POINTS,
+    NOT_LEARNING,
     Run,
     by_configuration,
     differing,
@@ -44,15 +49,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_run(logdir: Path, returns: list[float | None], **flags: Any) -> Path:
+def write_run(logdir: Path, returns: list[float | None], begin: int = 0, **flags: Any) -> Path:
     """A run that reported such returns, 1000 frames and an hour apart."""
     logdir.mkdir(parents=True)
     (logdir / "config.json").write_text(resolve("catch", logdir=str(logdir), **flags).to_json())
-    with (logdir / "metrics.jsonl").open("w") as file:
-        for index, value in enumerate(returns):
-            report = {"frames": 1000 * index, "time_s": 3600.0 * index}
-            file.write(json.dumps(report | {"episode_return_mean": value}) + "\n")
+    lines = [
+        line(1000 * index, 3600.0 * index, value) for index, value in enumerate(returns, begin)
+    ]
+    write_lines(logdir, lines)
     return logdir
+
+
+def line(frames: float, time_s: float, value: float | None, episodes: int = MIN_GAMES) -> str:
+    """A report."""
+    values = {"episodes": episodes, "episode_return_mean": value}
+    return json.dumps({"frames": frames, "time_s": time_s} | values)
+
+
+def write_lines(logdir: Path, lines: list[str]) -> None:
+    """Reports of a run."""
+    (logdir / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
 def read(logdir: Path, *figures: str) -> Run:
@@ -75,7 +91,7 @@ def test_a_run_is_read_back(trained: Path) -> None:
     assert (run.frames, run.hours) == (lines[-1]["frames"], lines[-1]["time_s"] / 3600)
     episodes = run.figures["levels.catch.episodes"]
     assert episodes[-1].tolist() == [run.frames, run.hours, lines[-1]["episodes"]]
-    returns = [line["episode_return_mean"] for line in lines if line["episode_return_mean"]]
+    returns = [line["episode_return_mean"] for line in lines if line["episodes"] >= MIN_GAMES]
     assert run.best[0] == max(returns)
 
 
@@ -97,6 +113,62 @@ def test_damage_is_passed_over(tmp_path: Path) -> None:
     assert (run.num_reports, run.num_damaged) == (3, len(damage) + 2)
     assert run.figures["episode_return_mean"].tolist() == [[0, 0, 0.25], [1000, 1, 0.5]]
     assert run.frames == 2000
+
+
+def values_of(logdir: Path, *lines: tuple[float, float, float]) -> list[list[float]]:
+    """What is read of reports of such frames, hours and returns: the same of those that count."""
+    write_lines(logdir, [line(frames, 3600 * hours, value) for frames, hours, value in lines])
+    run = read(logdir)
+    found: list[list[float]] = run.figures["episode_return_mean"].tolist()
+    assert found[-1][:2] == [run.frames, run.hours]
+    assert run.best[0] == max(value for _, _, value in found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "outlier",
+    [(10**15, 2.5, 99), (2500, 10**9, 99), (10**15, 10**9, 99), (0, 0, 99), (2000, 0, 99)],
+)
+@pytest.mark.parametrize("place", [1, 2, 3, 4])
+def test_a_line_out_of_order_is_left_out_alone(
+    tmp_path: Path, outlier: tuple[float, float, float], place: int
+) -> None:
+    """Of frames or hours far too large or too small: the lines around it count."""
+    logdir = write_run(tmp_path / "run", [], total_environment_frames=10**6)
+    good = [(1000.0 * i, float(i), float(i)) for i in range(1, 6)]
+    assert values_of(logdir, *good[:place], outlier, *good[place:]) == [[*one] for one in good]
+    run = read(logdir)
+    assert (run.state, run.num_reports, run.num_damaged) == ("stopped", 5, 1)
+
+
+def test_two_lines_too_far_ahead_are_left_out(tmp_path: Path) -> None:
+    """What falls back behind them and goes on from there is the run."""
+    logdir = write_run(tmp_path / "run", [])
+    good = [(1000.0 * i, float(i), float(i)) for i in range(1, 6)]
+    far = [(1e15, 9.0, 99.0), (2e15, 9.0, 999.0)]
+    assert values_of(logdir, *good[:2], *far, *good[2:]) == [[*one] for one in good]
+
+
+def test_of_lost_work_nothing_is_read(tmp_path: Path) -> None:
+    """Resumed before it was later: what was later is void, and hours do not go back."""
+    logdir = write_run(tmp_path / "run", [])
+    lost = [(0, 5, 7), (0, 60, 8), (0, 120, 9)]
+    again = [(0, 4, 1), (0, 10, 2), (1000, 15, 3)]
+    assert values_of(logdir, *lost, *again) == [[*one] for one in again]
+    assert values_of(logdir, (0, 3, 5), *lost, *again) == [[0, 3, 5], *([*one] for one in again)]
+    assert main(["plot", "--x=hours", str(logdir), f"--out={tmp_path / 'curve.svg'}"]) == 0
+
+
+def test_the_best_is_no_luck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mean of too few games is not the best, and the table says of how many it is."""
+    logdir = write_run(tmp_path / "run", [])
+    lucky, first = line(1000, 1, 99.0, MIN_GAMES - 1), line(2000, 2, 5.0, MIN_GAMES)
+    write_lines(logdir, [lucky])
+    assert math.isnan(read(logdir).best[0])
+    write_lines(logdir, [lucky, first, line(3000, 3, 4.0, 100)])
+    assert read(logdir).best == (5.0, 2000)
+    assert main(["compare", str(logdir)]) == 0
+    assert f"from {MIN_GAMES} games on" in capsys.readouterr().out
 
 
 def test_memory_is_bounded(tmp_path: Path) -> None:
@@ -130,6 +202,13 @@ def test_looking_keeps_nothing_held(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_is_no_file_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """A pipe that nobody writes to is not held."""
+    logdir = write_run(tmp_path / "run", [0.0])
+    os.mkfifo(logdir / ".lock")
+    assert read(logdir).state == "stopped"
+
+
 def test_folders_of_runs(tmp_path: Path) -> None:
     """A folder of runs stands for all of them, and a run named twice is one."""
     runs = [write_run(tmp_path / name, [0.0]) for name in "ab"]
@@ -137,6 +216,50 @@ def test_folders_of_runs(tmp_path: Path) -> None:
     assert find_runs([runs[1], tmp_path]) == runs[::-1]
     with pytest.raises(UsageError, match=r"no metrics\.jsonl"):
         find_runs([tmp_path / "a" / "b"])
+
+
+def test_a_run_is_one_however_it_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative, absolute, through a link or with its folder: the first spelling stays."""
+    run = write_run(tmp_path / "s1", [0.0])
+    (tmp_path / "latest").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    assert find_runs(["s1", run, "latest", "s1/../s1", tmp_path]) == [Path("s1")]
+    assert find_runs([tmp_path]) == [run], "a link is not what a run is called"
+
+
+def no_entry(monkeypatch: pytest.MonkeyPatch, closed: Path) -> None:
+    """Let nobody look into a folder; root may look everywhere, whatever its mode."""
+    look = Path.stat
+
+    def refuse(self: Path, **flags: Any) -> os.stat_result:
+        if closed in self.parents:
+            raise PermissionError(13, "Permission denied", str(self))
+        return look(self, **flags)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+
+
+def test_a_folder_that_may_not_be_entered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Named it is one line; among the runs of a folder it is left out with a warning."""
+    run, closed = (write_run(tmp_path / "runs" / name, [0.0]) for name in ("open", "shut"))
+    no_entry(monkeypatch, closed)
+    with caplog.at_level(logging.WARNING):
+        assert find_runs([tmp_path / "runs"]) == [run]
+    assert f"{closed} is left out: Permission denied" in caplog.text
+    inside = closed / "inside"
+    for command, path in (("compare", closed), ("plot", closed), ("doctor", inside)):
+        said = one_line(capsys, command, f"--logdir={path}")
+        assert "cannot be read: Permission denied" in said
+
+
+@pytest.mark.parametrize("command", ["compare", "plot", "doctor"])
+def test_a_name_that_is_too_long(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line, as of any folder that is not there."""
+    said = one_line(capsys, command, f"--logdir={'x' * 300}")
+    assert "cannot be read: File name too long" in said
 
 
 def test_seeds_are_together(tmp_path: Path) -> None:
@@ -149,6 +272,27 @@ def test_seeds_are_together(tmp_path: Path) -> None:
     groups = [[run.logdir.name for run in group] for group in by_configuration(runs)]
     assert groups == [["a", "c"], ["b"]]
     assert differing([run.config for run in runs]) == ["seed", "entropy_cost"]
+
+
+def test_every_flag_makes_a_difference_or_none() -> None:
+    """A flag of Config is here or in NOT_LEARNING: whoever adds one decides which."""
+    makes_one = {
+        *("level_name", "seed", "total_environment_frames", "deterministic", "benchmark_mode"),
+        *("num_actors", "num_groups", "num_action_repeats", "atari_backend", "atari_protocol"),
+        *("width", "height", "renderer"),
+        *("unroll_length", "batch_size", "discounting", "reward_clipping", "bootstrap_truncated"),
+        *("entropy_cost", "baseline_cost", "clip_rho_threshold", "clip_pg_rho_threshold"),
+        *("vtrace_lambda", "epochs_per_batch", "optimizer", "learning_rate", "decay", "momentum"),
+        *("epsilon", "max_grad_norm", "net", "use_lstm"),
+        # How fast it is: curves over hours, and the policy lag.
+        *("device", "learner_device", "inference_device", "precision", "env_threads"),
+        *("inference_threads", "learner_threads", "env_niceness", "pin_workers"),
+        *("micro_batch_rows", "min_inference_rows", "max_inference_rows"),
+        *("inference_timeout_ms", "switch_interval_ms"),
+        *("max_policy_lag", "weights_precision", "compression"),
+    }
+    assert not makes_one & NOT_LEARNING
+    assert makes_one | NOT_LEARNING == {field.name for field in dataclasses.fields(Config)}
 
 
 def test_flags_of_another_version(tmp_path: Path) -> None:
@@ -182,6 +326,52 @@ def test_curve_of_seeds(tmp_path: Path, axis: Any) -> None:
     (curve,) = curves(runs, axis, "stderr", 0.0)
     assert math.isclose(curve.high[0] - curve.mean[0], 4 / math.sqrt(3))
     assert math.isclose(curve.mean[0] - curve.low[0], 4 / math.sqrt(3))
+
+
+def test_a_seed_that_shares_nothing_is_left_out(tmp_path: Path) -> None:
+    """Young or late, first or last: it is named, and the others are the curve."""
+    young = read(write_run(tmp_path / "young", [9.0], seed=4))
+    late = read(write_run(tmp_path / "late", [9.0, 9.0], begin=5, seed=5))
+    others = [
+        read(write_run(tmp_path / f"s{seed}", [0.0, 1.0, 2.0], seed=seed)) for seed in (1, 2, 3)
+    ]
+    for apart in (young, late):
+        for runs in ([apart, *others], [*others, apart]):
+            (curve,) = curves(runs, "frames", "minmax", 0.0)
+            assert (curve.num_runs, curve.high[-1]) == (3, 2.0)
+            assert (curve.x[0], curve.x[-1]) == (0, 2000)
+            assert f"{apart.logdir} left out" in curve.cut
+    (curve,) = curves([young, late], "hours", "minmax", 0.0)
+    assert (curve.num_runs, curve.x[0]) == (1, 5.0) and str(young.logdir) in curve.cut
+
+
+def test_a_late_beginning_is_told(tmp_path: Path) -> None:
+    """The mean of seeds begins where all of them have begun, and says so if that is a cut."""
+    runs = [
+        read(write_run(tmp_path / "a", [0.0] * 201, seed=1)),
+        read(write_run(tmp_path / "b", [0.0] * 199, begin=2, seed=2)),
+    ]
+    (curve,) = curves(runs, "frames", "minmax", 0.0)
+    assert (curve.x[0], curve.cut) == (2000, "")
+    runs.append(read(write_run(tmp_path / "c", [0.0] * 51, begin=100, seed=3)))
+    (curve,) = curves(runs, "frames", "minmax", 0.0)
+    assert (curve.x[0], curve.x[-1]) == (100_000, 150_000)
+    for words in ("begins at 100,000 frames", "ends at 150,000 frames"):
+        assert f"one of the 3 runs {words}, and so does their mean" in curve.cut
+
+
+def test_a_single_report_is_seen(tmp_path: Path) -> None:
+    """A curve of one point is drawn as one."""
+    from asyncagent.commands.plot import PlotFlags, draw
+
+    runs = [read(write_run(tmp_path / f"s{seed}", [float(seed)], seed=seed)) for seed in (1, 2)]
+    for those, expected in ((runs[:1], 1.0), (runs, 1.5)):
+        figure = draw(curves(those, "frames", "minmax", 0.0), those, PlotFlags())
+        (drawn,) = figure.axes[0].lines
+        assert drawn.get_marker() == "o" and drawn.get_ydata()[0] == expected
+    longer = [read(write_run(tmp_path / "longer", [1.0, 2.0]))]
+    figure = draw(curves(longer, "frames", "minmax", 0.0), longer, PlotFlags())
+    assert figure.axes[0].lines[0].get_marker() not in ("o", "None")
 
 
 def test_labels_are_what_differs(tmp_path: Path) -> None:
@@ -285,6 +475,7 @@ def test_plot_shows_what_is_in_the_file(tmp_path: Path) -> None:
         ("--y=levels.catch.episode", "did you mean levels.catch.episodes"),
         ("--y=dmlab30_no_cap", "no number"),
         ("--out=curves.doc", "must end in .png or .svg"),
+        ("--out=.", "must end in .png or .svg"),
         ("--smooth=1", "must be in [0, 1)"),
         ("--out=/proc/curves.png", "cannot be written"),
         ("--logdir=/proc", "no metrics.jsonl"),
@@ -321,3 +512,63 @@ def test_plot_without_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     full = write_run(tmp_path / "full", [1.0])
     assert main(["plot", str(empty), str(full), f"--out={out}"]) == 0
     assert f"{empty} is not drawn" in capsys.readouterr().out
+
+
+HOSTILE = "a\ud800b\x1b]0;me\x07\n$x$"
+
+
+def test_foreign_letters_reach_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names in a run's files, and the run's own, are written without what a terminal obeys."""
+    runs = [write_run(tmp_path / "runs" / name, [1.0, 2.0]) for name in ("a\x1b[2J", "b")]
+    runs.append(write_run(tmp_path / "runs" / "c", [1.0, 2.0, 3.0], seed=2))
+    for run, net in zip(runs, "abb", strict=True):
+        config = json.loads((run / "config.json").read_text())
+        flags = {"level_name": HOSTILE, "net": f"{net}{HOSTILE}"}
+        (run / "config.json").write_text(json.dumps(config | flags))
+    with (runs[0] / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"frames": 9000, "time_s": 9000, HOSTILE: 1.0}) + "\nno report\n")
+    out = tmp_path / "curves.svg"
+    for arguments in (["compare"], ["plot", f"--out={out}"]):
+        assert main([*arguments, str(tmp_path / "runs")]) == 0
+        said = capsys.readouterr().out
+        said.encode()
+        assert all(letter.isprintable() or letter == "\n" for letter in said)
+    assert "\x1b" not in out.read_text()
+    assert one_line(capsys, "plot", str(runs[0]), "--y=unheard_of").isprintable()
+
+
+def test_absurd_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Numbers that nothing measures are none; what is large, and still one, is drawn."""
+    logdir = write_run(tmp_path / "run", [1.0, 1e308, -1e150, 2.0])
+    assert read(logdir).figures["episode_return_mean"][:, 2].tolist() == [1.0, 2.0]
+    larger = write_run(tmp_path / "larger", [1e99, -1e99, 1e99, 5.0], seed=2)
+    out = tmp_path / "curves.png"
+    for spread in ("minmax", "stderr"):
+        told = [f"--out={out}", f"--spread={spread}", "--smooth=0.3", "--x=hours"]
+        assert main(["plot", str(logdir), str(larger), *told]) == 0
+    assert not recwarn.list
+    assert main(["compare", str(logdir)]) == 0
+
+
+def test_a_picture_is_written_whole_or_not_at_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it cannot be written, the one that was there is left, and nothing else."""
+    run = write_run(tmp_path / "run", [1.0, 2.0])
+    out = tmp_path / "out" / "curves.PNG"
+    out.parent.mkdir()
+    out.write_bytes(b"the last one")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("os.fsync", full)
+        assert "No space left" in one_line(capsys, "plot", str(run), f"--out={out}")
+    assert out.read_bytes() == b"the last one" and [*out.parent.iterdir()] == [out]
+    assert main(["plot", str(run), f"--out={out}"]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG") and stat.S_ISREG(out.stat().st_mode)

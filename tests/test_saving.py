@@ -22,7 +22,8 @@ from asyncagent.config import LEARNING_FLAGS, TUNED_FLAGS, Config, resolve
 from asyncagent.errors import CheckpointError, ConfigError
 from asyncagent.learner import Learner
 from asyncagent.loop import train
-from asyncagent.saving import MIN_GAMES, RETRY_S, Saver
+from asyncagent.metrics import MIN_GAMES
+from asyncagent.saving import RETRY_S, Saver
 from tests.small_disk import fill, small_disk
 
 

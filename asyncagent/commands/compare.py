@@ -16,6 +16,8 @@ from rich.text import Text
 
 from asyncagent.commands.cli import parse
 from asyncagent.commands.run_paths import gathered
+from asyncagent.metrics import MIN_GAMES
+from asyncagent.panel import printable
 
 if TYPE_CHECKING:
     from asyncagent.runs import Run
@@ -64,7 +66,7 @@ def describe(run: Run, differences: Sequence[str]) -> dict[str, Any]:
     Args:
       differences: flags to name.
     """
-    from asyncagent.runs import number
+    from asyncagent.records import number
 
     best, best_frames = run.best
     return {
@@ -99,9 +101,9 @@ def show(told: Sequence[dict[str, Any]], console: Console) -> None:
         differs = ", ".join(
             f"{name}={value}" for name, value in run["differs"].items() if name != "level_name"
         )
-        # Text: a path may hold what rich takes for markup.
+        # A path may hold what rich takes for markup, a level's name what a terminal obeys.
         table.add_row(
-            *map(Text, (run["logdir"], run["level_name"], run["state"])),
+            *(Text(printable(run[name])) for name in ("logdir", "level_name", "state")),
             f"{run['frames']:,}",
             f"{run['hours']:.2f}",
             _figure(run["return_last"], 2),
@@ -109,18 +111,19 @@ def show(told: Sequence[dict[str, Any]], console: Console) -> None:
             _figure(run["frames_per_s_median"], 0),
             _figure(run["policy_lag_median"], 1),
             _figure(run["env_losses"], 0),
-            Text(differs or "-"),
+            Text(printable(differs) or "-"),
         )
     console.print(table)
     console.print(
-        "return: mean of the last 100 whole games; frames/s, lag: medians over the reports; "
-        "lost: environments lost and replaced"
+        "return: mean of the last 100 whole games; best: the highest such mean, from "
+        f"{MIN_GAMES} games on; frames/s, lag: medians over the reports; lost: environments lost "
+        "and replaced"
     )
     for run in told:
         if run["damaged_lines"]:
             console.print(
-                f"{run['logdir']}: {run['damaged_lines']:,} lines of its metrics.jsonl are no "
-                f"reports; read {run['reports']:,}",
+                f"{printable(run['logdir'])}: {run['damaged_lines']:,} lines of its metrics.jsonl "
+                f"are no reports, or do not fit the others; read {run['reports']:,}",
                 markup=False,
             )
 

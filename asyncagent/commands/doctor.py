@@ -76,11 +76,11 @@ def read_lines(logdir: Path, last_s: float) -> list[Line]:
     Lines that are damaged, or cut off, are left out. UsageError, one line, if none is left.
     """
     path = logdir / "metrics.jsonl"
-    if not logdir.is_dir():
-        raise UsageError(f"logdir={str(logdir)!r} is no folder: name that of a run")
     lines: deque[Line] = deque()
     before_s, seen, old = 0.0, 0, 0
     try:
+        if not logdir.is_dir():
+            raise UsageError(f"logdir={str(logdir)!r} is no folder: name that of a run")
         with path.open("rb") as file:
             for text in file:
                 seen += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,13 @@ from asyncagent.commands.cli import parse
 from asyncagent.commands.run_paths import gathered
 from asyncagent.curves import Axis, Spread
 from asyncagent.errors import UsageError
+from asyncagent.files import write_beside
+from asyncagent.panel import printable
 
 if TYPE_CHECKING:
     from asyncagent.curves import Curve
-    from asyncagent.runs import Points, Run
+    from asyncagent.records import Points
+    from asyncagent.runs import Run
 
 DESCRIPTION = """Draw the learning curves of recorded runs, finished or not, as a picture.
 
@@ -75,16 +79,18 @@ def main(arguments: Sequence[str]) -> int:
     lines = curves(runs, flags.x, flags.spread, flags.smooth)
     if not lines:
         raise unknown_figure(flags.y, runs)
+    picture = io.BytesIO()
+    draw(lines, runs, flags).savefig(picture, format=out.suffix[1:], dpi=110)
     try:
-        draw(lines, runs, flags).savefig(out, dpi=110)
+        write_beside(out, [picture.getbuffer()])
     except OSError as error:
         raise UsageError(f"{out} cannot be written: {error.strerror}") from None
     for run in runs:
         if not run.figures:
-            print(f"{run.logdir} is not drawn: it has no number for {flags.y} yet")
+            print(printable(f"{run.logdir} is not drawn: it has no number for {flags.y} yet"))
     for line in filter(None, (line.cut for line in lines)):
-        print(line)
-    print(f"written to {out}")
+        print(printable(line))
+    print(printable(f"written to {out}"))
     return 0
 
 
@@ -106,7 +112,10 @@ def draw(lines: Sequence[Curve], runs: Sequence[Run], flags: PlotFlags) -> Any:
         unit, said = _frame_unit(max(float(line.x[-1]) for line in lines))
     for line in lines:
         label = f"{line.label} ({line.num_runs} seeds)" if line.num_runs > 1 else line.label
-        (drawn,) = axes.plot(line.x / unit, line.mean, label=label)
+        alone = line.x[0] == line.x[-1]  # of which a line would show nothing
+        (drawn,) = axes.plot(
+            line.x / unit, line.mean, label=label, marker="o" if alone else "", markevery=[0]
+        )
         if line.num_runs > 1:
             axes.fill_between(
                 line.x / unit, line.low, line.high, color=drawn.get_color(), alpha=0.2, linewidth=0
@@ -114,7 +123,7 @@ def draw(lines: Sequence[Curve], runs: Sequence[Run], flags: PlotFlags) -> Any:
     axes.set_xlabel(said)
     label = _LABELS.get(flags.y, flags.y.replace("_", " "))
     bands = any(line.num_runs > 1 for line in lines)
-    axes.set_ylabel(f"{label}\n({_SPREADS[flags.spread]})" if bands else label)
+    axes.set_ylabel(_plain(f"{label}\n({_SPREADS[flags.spread]})" if bands else label))
     levels = dict.fromkeys(run.config["level_name"] for run in runs)
     axes.set_title(_plain(flags.title or ", ".join(levels)))
     axes.grid(alpha=0.3)
@@ -136,8 +145,8 @@ def _frame_unit(most: float) -> tuple[float, str]:
 
 
 def _plain(text: str) -> str:
-    """Without what matplotlib takes for mathematics."""
-    return text.replace("$", r"\$")
+    """Without what matplotlib takes for mathematics, or cannot write."""
+    return "\n".join(map(printable, text.split("\n"))).replace("$", r"\$")
 
 
 def _add_minutes(axes: Any, points: Points, unit: float) -> None:
