@@ -138,7 +138,7 @@ def test_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"\nversion: {asyncagent.__version__}\n" in citation
     assert "1802.01561" in citation and "family-names: Espeholt" in citation
-    assert f"\n## [{asyncagent.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\n## {asyncagent.__version__} - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def example(page: str, name: str) -> str:
