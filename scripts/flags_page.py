@@ -40,10 +40,10 @@ Flags of `asyncagent train` and `./scripts/train`; `asyncagent bench`, `tune`, `
 are the same in names; a switch is turned on by `--flag` and off by `--no_flag`. What a value must
 be is checked before anything starts. Other commands have few flags: `asyncagent COMMAND --help`.
 
-The defaults here are those of `Config` itself, but for `--logdir`, which follows from the level (`:` and
-the like become `_`). What a level's preset changes is [below](#presets); numbers of actors, groups
-and threads are chosen by the machine's cores. `asyncagent train --help` shows what comes of that on
-yours.
+The defaults here are those of `Config` itself, but for `--logdir`, which follows from the level
+(`:` and the like become `_`). What a level's preset changes is [below](#presets); numbers of
+actors, groups and threads are chosen by the machine's cores. `asyncagent train --help` shows what
+comes of that on yours.
 """
 PRESETS_TEXT = """
 ## Presets
