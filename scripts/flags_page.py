@@ -29,6 +29,8 @@ FAMILIES = {
     "catch, cartpole, memory": "catch",
 }
 """Whose presets are shown, and a level of each."""
+DERIVED = {"logdir": "logdir/<level>"}
+"""Defaults that no run has: what is made of the level's name, whatever the preset."""
 INTRODUCTION = """# Every flag of training
 
 <!-- written by scripts/flags_page.py from asyncagent/config.py: change that -->
@@ -38,9 +40,10 @@ Flags of `asyncagent train` and `./scripts/train`; `asyncagent bench`, `tune`, `
 are the same in names; a switch is turned on by `--flag` and off by `--no_flag`. What a value must
 be is checked before anything starts. Other commands have few flags: `asyncagent COMMAND --help`.
 
-The defaults here are those of `Config` itself. What a level's preset changes is
-[below](#presets); numbers of actors, groups and threads are chosen by the machine's cores.
-`asyncagent train --help` shows what comes of that on yours.
+The defaults here are those of `Config` itself, but for `--logdir`, which follows from the level
+(`:` and the like become `_`). What a level's preset changes is [below](#presets); numbers of
+actors, groups and threads are chosen by the machine's cores. `asyncagent train --help` shows what
+comes of that on yours.
 """
 PRESETS_TEXT = """
 ## Presets
@@ -52,7 +55,10 @@ tables above, on every machine.
 
 def text() -> str:
     """The page, as Markdown."""
-    return "\n".join([INTRODUCTION, *_groups(flags_of(Config)), PRESETS_TEXT, *_presets(), ""])
+    flags = [
+        flag._replace(default=DERIVED.get(flag.name, flag.default)) for flag in flags_of(Config)
+    ]
+    return "\n".join([INTRODUCTION, *_groups(flags), PRESETS_TEXT, *_presets(), ""])
 
 
 def _groups(flags: list[Flag]) -> Iterator[str]:

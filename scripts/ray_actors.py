@@ -301,7 +301,9 @@ def connect(arguments: argparse.Namespace) -> Any:
     try:
         ray = importlib.import_module("ray")
     except ImportError:
-        raise Refused("ray is not installed here: pip install 'asyncagent[ray]'") from None
+        raise Refused(
+            "ray is not installed here; in asyncagent's folder: pip install -e '.[ray]'"
+        ) from None
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if arguments.local:
         os.environ.pop("RAY_ADDRESS", None)

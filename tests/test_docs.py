@@ -87,6 +87,7 @@ def flags_of_script(name: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
     """The flags that a script's source names, and train's where it passes them on."""
     source = (ROOT / "scripts" / name).read_text("utf-8")
     own = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][\w-]*)", source)}
+    own |= set(re.findall(r'^    "(\w+)": Flag\(', source, re.M))  # experiment.py's
     return own | flags_of_command("train", capsys) | flags_of_command("actors", capsys)
 
 
@@ -138,7 +139,7 @@ def test_version() -> None:
     citation = (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"\nversion: {asyncagent.__version__}\n" in citation
     assert "1802.01561" in citation and "family-names: Espeholt" in citation
-    assert f"\n## [{asyncagent.__version__}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\n## {asyncagent.__version__} - " in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
 def example(page: str, name: str) -> str:

@@ -227,3 +227,10 @@ def test_no_folder_and_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "config.json cannot be read" in capsys.readouterr().err
     assert main(["doctor", f"--logdir={tmp_path}", "--last_s=-1"]) == 2
     assert "last_s" in capsys.readouterr().err
+
+
+def test_it_is_told_which_run(capsys: pytest.CaptureFixture[str]) -> None:
+    """No folder is taken for granted: training writes to none that the doctor could guess."""
+    assert main(["doctor"]) == 2
+    error = capsys.readouterr().err
+    assert "--logdir is missing" in error and error.count("\n") == 1

@@ -576,7 +576,7 @@ def test_another_map_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     scenario = doom.LEVELS["doom_battle"]
     package = SimpleNamespace(__file__=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(doom, "import_engine", lambda module, extra: package)
-    with pytest.raises(UsageError, match="is missing: pip install"):
+    with pytest.raises(UsageError, match="is missing; in asyncagent's folder: pip install"):
         doom.map_path(scenario)
     path = tmp_path / "vizdoom" / "maps" / "D3_battle.wad"
     path.parent.mkdir(parents=True)
@@ -590,7 +590,7 @@ def test_another_map_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_missing_package(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the package there is one line that says how to get it."""
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UsageError, match=re.escape("pip install 'asyncagent[doom]'")):
+    with pytest.raises(UsageError, match=re.escape("pip install -e '.[doom]'")):
         doom.make_env(seed=1, level_name="doom_battle", action_repeats=4)
 
 

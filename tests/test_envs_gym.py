@@ -510,10 +510,10 @@ def test_missing_dependency_names_its_pip_command() -> None:
 def test_missing_gymnasium_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gymnasium, or Atari without ale-py, the message is the command that installs it."""
     monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(UsageError, match=r"pip install 'asyncagent\[ale\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[ale\]'"):
         make("gym:ALE/Pong-v5")
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(UsageError, match=r"pip install 'asyncagent\[gym\]'"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[gym\]'"):
         make("gym:CartPole-v1")
 
 

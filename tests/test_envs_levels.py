@@ -151,16 +151,16 @@ def test_no_frames_to_repeat() -> None:
 @pytest.mark.parametrize(
     ("flags", "module", "says"),
     [
-        ({"level_name": "atari_pong"}, "envpool", "pip install 'asyncagent[atari]'"),
+        ({"level_name": "atari_pong"}, "envpool", "pip install -e '.[atari]'"),
         (
             {"level_name": "atari_pong", "atari_backend": "ale"},
             "ale_py.vector_env",
-            "pip install 'asyncagent[ale]'",
+            "pip install -e '.[ale]'",
         ),
         (
             {"level_name": "catch", "num_action_repeats": 1},
             "envpool",
-            "pip install 'asyncagent[atari]'",
+            "pip install -e '.[atari]'",
         ),
     ],
 )

@@ -335,4 +335,4 @@ def test_missing_packages(
     """Without onnxruntime one line says what to install."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert main(["export", f"--logdir={catch_run(tmp_path)}"]) == 2
-    assert "pip install 'asyncagent[export]'" in capsys.readouterr().err
+    assert "pip install -e '.[export]'" in capsys.readouterr().err

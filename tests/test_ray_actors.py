@@ -201,7 +201,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     """Where ray is not installed, one line says how to install it."""
     monkeypatch.setitem(sys.modules, "ray", None)
     assert ray_actors.main(["--learner=tcp://10.0.0.1:5555"]) == 2
-    assert "pip install 'asyncagent[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err
 
 
 def test_a_loopback_learner_is_refused_on_several_nodes() -> None:

@@ -198,5 +198,5 @@ def test_nothing_to_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UsageError, match="file/video cannot be made"):
         Recorder(tmp_path / "file" / "video", "catch", 1, SPEC)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(UsageError, match=r"av cannot be imported .*asyncagent\[video\]"):
+    with pytest.raises(UsageError, match=r"av cannot be imported .*pip install -e '\.\[video\]'"):
         Recorder(tmp_path, "catch", 1, SPEC)

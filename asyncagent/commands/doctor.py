@@ -27,7 +27,7 @@ Reads what a running or finished run has reported in its folder: metrics.jsonl, 
 class DoctorFlags:
     """Which run, and which part of it."""
 
-    logdir: str = "logdir"
+    logdir: str
     """Folder of the run."""
     last_s: float = 300.0
     """Judge the last so many seconds of training; 0: all of it."""

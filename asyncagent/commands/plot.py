@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from asyncagent.commands.cli import parse
 from asyncagent.commands.run_paths import gathered
 from asyncagent.curves import Axis, Spread
+from asyncagent.envs.base import how_to_install
 from asyncagent.errors import UsageError
 from asyncagent.files import write_beside
 from asyncagent.panel import printable
@@ -101,7 +102,7 @@ def draw(lines: Sequence[Curve], runs: Sequence[Run], flags: PlotFlags) -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(
-            f"matplotlib cannot be imported ({error}): pip install 'asyncagent[plot]'"
+            f"matplotlib cannot be imported ({error}); {how_to_install('plot')}"
         ) from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     FigureCanvasAgg(figure)

@@ -155,6 +155,11 @@ class EpisodeTracker:
         self._steps[which] = 0
 
 
+def how_to_install(extra: str) -> str:
+    """What brings the packages of one of asyncagent's extras, e.g. ``atari``, in a few words."""
+    return f"in asyncagent's folder: pip install -e '.[{extra}]'"
+
+
 def import_engine(module: str, extra: str) -> Any:
     """The engine's module; UsageError says how to install it where it cannot be imported.
 
@@ -167,7 +172,7 @@ def import_engine(module: str, extra: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0].replace("_", "-")
         raise UsageError(
-            f"{package} cannot be imported ({error}): pip install 'asyncagent[{extra}]'"
+            f"{package} cannot be imported ({error}); {how_to_install(extra)}"
         ) from error
 
 

@@ -120,7 +120,10 @@ def map_path(scenario: Scenario) -> Path:
     else:
         path = Path(import_engine("vizdoom", "doom").scenarios_path) / scenario.wad
     if not path.is_file():
-        raise UsageError(f"{path} is missing: pip install --force-reinstall 'asyncagent[doom]'")
+        raise UsageError(
+            f"{path} is missing; in asyncagent's folder: pip install --force-reinstall --no-deps "
+            "-c scripts/constraints.txt vizdoom envpool-assets"
+        )
     if scenario.md5 is not None:
         found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         if found != scenario.md5:

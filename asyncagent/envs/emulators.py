@@ -61,7 +61,7 @@ class Emulators(Protocol):
 
 
 class EnvpoolEmulators:
-    """Emulators of envpool (``pip install 'asyncagent[atari]'``)."""
+    """Emulators of envpool (the extra ``atari``)."""
 
     def __init__(
         self, game: str, seeds: Sequence[int], *, action_repeats: int, sticky: float,
@@ -113,7 +113,7 @@ class EnvpoolEmulators:
 
 
 class AleEmulators:
-    """Emulators of ale-py's vector environment (``pip install 'asyncagent[ale]'``)."""
+    """Emulators of ale-py's vector environment (the extra ``ale``)."""
 
     def __init__(
         self, game: str, seeds: Sequence[int], *, action_repeats: int, sticky: float,

@@ -23,7 +23,7 @@ import optree
 
 from asyncagent.config import Config
 from asyncagent.envs import make_group
-from asyncagent.envs.base import EnvGroup
+from asyncagent.envs.base import EnvGroup, how_to_install
 from asyncagent.errors import UsageError
 from asyncagent.files import parse_json, replace_text
 from asyncagent.selftest.outcome import Absent, Outcome, require
@@ -115,7 +115,7 @@ def installed(subject: Subject) -> str:
         return f"{importlib.metadata.version(subject.package)} {processor}"
     if importlib.util.find_spec(subject.package.replace("-", "_")) is not None:
         return f"unknown {processor}"  # a build that was put on the path
-    how = f"pip install 'asyncagent[{subject.extra}]'" if subject.extra else "on no package index"
+    how = how_to_install(subject.extra) if subject.extra else "on no package index"
     raise Absent(f"{subject.package} is not installed ({how})")
 
 

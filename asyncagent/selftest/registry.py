@@ -37,13 +37,15 @@ _NETWORK = (
 
 
 def _environment(name: str, subject: Subject) -> Check:
-    bring = f"'asyncagent[{subject.extra}]'" if subject.extra else f"your {subject.package}"
+    again = f"your {subject.package}"
+    if subject.extra:
+        again = f"{subject.package} in the version of scripts/constraints.txt"
     return _check(
         name,
         "environments",
         "environments:check",
         f"{subject.level_name} does not play here, or not as elsewhere, and its scores would not "
-        f"compare: reinstall {bring}; asyncagent check-env {subject.level_name} says more",
+        f"compare: reinstall {again}; asyncagent check-env {subject.level_name} says more",
         arguments=(name,),
         # DeepMind Lab compiles a level that it has not seen.
         limit_s=120.0 if name == "dmlab" else 60.0,
