@@ -243,6 +243,9 @@ def test_more_environments_are_limited() -> None:
     of = functools.partial(resolve, "atari_breakout", batch_size=32, num_groups=8)
     assert "--num_actors=512 --num_groups=16" in tries_of(slow, of(num_actors=256))
     assert "--num_actors=510 --num_groups=10" in tries_of(slow, of(num_actors=408))
+    three = "atari_pong,atari_boxing,atari_qbert"
+    uneven = resolve(three, batch_size=8, num_actors=96, num_groups=12)
+    assert "--num_actors=120 --num_groups=15" in tries_of(slow, uneven)
     full = diagnose(slow, of(num_actors=512, env_threads=1), 1.0, 16)
     assert not any("num_actors" in one.what for one in full.tries)
     assert "; more threads help, a faster GPU does not" in full.verdict.advice
@@ -288,8 +291,18 @@ def test_a_deterministic_run_is_told_so(limit: str, stages: Stages, lag_ms: floa
     helps = account.verdict.advice.partition("; ")[2]
     assert helps.startswith("leaving --deterministic out")
     helps = helps.partition(" help")[0]
-    for refused in ("groups", "environments", "GPU", "hosts", "threads", "batches"):
+    for refused in ("groups", "environments", "GPU", "hosts", "batches"):
         assert refused not in helps
+    for one in tries[1:]:
+        if one.what.startswith("--"):
+            dataclasses.replace(config, **flags_in(one.what, config))
+
+
+@pytest.mark.parametrize(("limit", "stages", "lag_ms"), CASES)
+def test_who_listens_is_not_told_to(limit: str, stages: Stages, lag_ms: float) -> None:
+    """A run that accepts hosts is advised of hosts, not of accepting them."""
+    config = resolve("atari_breakout", listen="tcp://127.0.0.1:5555")
+    assert not any("--listen" in one.what for one in diagnose(stages, config, lag_ms).tries)
 
 
 def test_the_sentence_names_what_is_left() -> None:
