@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from asyncagent.presets import (
     Preset,
     family_of,
     in_workers,
+    num_levels,
     preset_values,
     rows_worth_a_batch,
     split_groups,
@@ -31,6 +33,7 @@ from asyncagent.presets import (
 
 __all__ = [
     "DETERMINISTIC",
+    "IDENTITY_FLAGS",
     "LEARNING_FLAGS",
     "MAX_ACTORS_PER_COLUMN",
     "NETS",
@@ -40,6 +43,7 @@ __all__ = [
     "Preset",
     "family_of",
     "in_workers",
+    "num_levels",
     "preset_values",
     "resolve",
     "rows_worth_a_batch",
@@ -68,6 +72,11 @@ LEARNING_FLAGS = (
     *("momentum", "epsilon", "max_grad_norm"),
 )
 """What decides how is learned: a resumed run keeps it, but for what ``override`` names."""
+IDENTITY_FLAGS = (
+    *("level_name", "seed", "net", "use_lstm", "optimizer", "atari_protocol"),
+    *("width", "height", "benchmark_mode"),
+)
+"""What a checkpoint's weights depend on: a resumed run keeps it, whatever is overridden."""
 _POSITIVE = (
     "checkpoint_interval_s",
     "summary_interval_s",
@@ -370,11 +379,8 @@ class Config:
             raise ConfigError(
                 f"net={self.net!r} is unknown: did you mean {near}? (or your own module:callable)"
             )
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal:
-                choices = get_args(kind)
-                value = getattr(self, name)
-                self._check(name, value in choices, f"one of {', '.join(choices)}")
+        for name, choices in _choices(type(self)).items():  # type: ignore[arg-type]
+            self._check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
 
     def _check_deterministic(self) -> None:
         for name in ("num_groups", "inference_threads", "learner_threads"):
@@ -431,6 +437,13 @@ class Config:
             if isinstance(default, float) and isinstance(value, int) and abs(value) > 10**300:
                 raise ConfigError(f"{origin}: {name} is too large for a float")
         return cls(**values)
+
+
+@functools.cache
+def _choices(kind: type[Config]) -> dict[str, tuple[str, ...]]:
+    """The values of each flag that has a few."""
+    hints = get_type_hints(kind).items()
+    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
 
 
 def resolve(level_name: str, preset: Preset = "paper", **flags: Any) -> Config:

@@ -98,6 +98,11 @@ def family_of(level_name: str) -> str:
     return "dmlab"
 
 
+def num_levels(level_name: str) -> int:
+    """How many levels a name stands for: a list with commas; DMLab-30's are 30."""
+    return sum(30 if level == "dmlab30" else 1 for level in level_name.split(","))
+
+
 def in_workers(level_name: str) -> bool:
     """Whether the environments of a level are stepped by worker processes."""
     return family_of(level_name) not in ("atari", "small")
@@ -139,7 +144,7 @@ def preset_values(level_name: str, preset: Preset, num_cores: int) -> dict[str, 
     if preset == "workstation" and family == "doom":
         values |= _DOOM_WORKSTATION
     # A group plays one level: every level gets as many groups.
-    levels = 30 if level_name == "dmlab30" else level_name.count(",") + 1
+    levels = num_levels(level_name)
     most = MAX_ACTORS_PER_COLUMN * values.get("batch_size", _PAPER_BATCH_SIZE)
     groups = levels * max(1, min(math.ceil(groups / levels), most // (least * levels)))
     size = max(1, min(size, most // groups))
@@ -172,7 +177,7 @@ def split_groups(level_name: str, num_actors: int, wanted: int) -> int:
     """
     if family_of(level_name) == "dmlab":
         return num_actors
-    levels = level_name.count(",") + 1
+    levels = num_levels(level_name)
     most = max(wanted, levels)
     fitting = [n for n in range(levels, most + 1, levels) if num_actors % n == 0]
     if not fitting:

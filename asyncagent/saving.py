@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncagent.checkpoint import BEST, read_best_return, save_checkpoint, write_state
-from asyncagent.config import LEARNING_FLAGS, Config
+from asyncagent.config import IDENTITY_FLAGS, LEARNING_FLAGS, Config
 from asyncagent.errors import CheckpointError
 from asyncagent.files import Attempts, replace_text
 from asyncagent.learner import Learner
@@ -18,12 +18,6 @@ from asyncagent.policy import Policy
 
 RETRY_S = 60.0
 """A save that failed is tried again after so many seconds, or after the usual interval."""
-
-# What of the configuration a checkpoint's weights depend on.
-_IDENTITY = (
-    *("level_name", "seed", "net", "use_lstm", "optimizer", "atari_protocol"),
-    *("width", "height", "benchmark_mode"),
-)
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +120,7 @@ def resume(
 
 
 def _check_fits(before: Config, config: Config, path: Path) -> None:
-    other = _differences(before, config, _IDENTITY)
+    other = _differences(before, config, IDENTITY_FLAGS)
     if other:
         raise CheckpointError(
             f"{path} is of a run with {'; '.join(other.values())}: use another --logdir"

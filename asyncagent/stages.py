@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal, NamedTuple
 
-Limit = Literal["", "environments", "inference", "learner", "network", "event loop"]
-"""What a run waits for; empty: not known yet."""
+Limit = Literal[
+    "", "environments", "inference", "learner", "network", "event loop", "decoding", "actor hosts"
+]
+"""What a run waits for; empty: not known yet.
+
+decoding: hosts' messages are taken in. actor hosts: none is there, and nobody else acts."""
 
 
 class Stages(NamedTuple):

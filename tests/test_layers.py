@@ -28,6 +28,8 @@ ORDER = (
     "cpu_times",
     "metrics",
     "accounting",
+    "limits",
+    "advice",
     "doctor",
     "records",
     "usage",

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncagent.commands.cli import parse
 from asyncagent.config import Config
@@ -17,6 +17,9 @@ from asyncagent.doctor import Account, diagnose, mean_lag_ms, mean_stages
 from asyncagent.errors import UsageError
 from asyncagent.files import parse_json
 from asyncagent.stages import Stages
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DESCRIPTION = """Say what limits a run, by which figures one sees it, and what to change.
 
@@ -179,10 +182,22 @@ def _as_json(
 
 def _show(account: Account, lines: list[Line], lag_ms: float, title: str, age_s: float) -> None:
     from rich.console import Console
+
+    from asyncagent.panel import in_ascii
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    with console.capture() as shown:
+        _print(console, account, lines, lag_ms, title, age_s)
+    text = shown.get()
+    print(text if console.encoding.startswith("utf") else in_ascii(text), end="")
+
+
+def _print(
+    console: Console, account: Account, lines: list[Line], lag_ms: float, title: str, age_s: float
+) -> None:  # fmt: skip
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False, markup=False, emoji=False)
     seconds = sum(line.seconds for line in lines)
     speed = sum(line.seconds * line.frames_per_s for line in lines) / (seconds or math.nan)
     figures = [f"{seconds:,.0f} s of training", f"the last report {age_s:,.0f} s ago"]
