@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from asyncagent.records import Points
-from asyncagent.runs import Run, by_configuration, differing
+from asyncagent.runs import Run, by_configuration, set_apart
 
 POINTS = 1000
 """Of a curve, at equal distances of x."""
+MAX_FLAGS = 3
+"""A configuration that more set apart is called by the folder of its first run."""
 
 Axis: TypeAlias = Literal["frames", "hours"]
 Spread: TypeAlias = Literal["minmax", "stderr"]
@@ -52,11 +54,11 @@ def curves(runs: Sequence[Run], axis: Axis, spread: Spread, smooth: float) -> li
     """
     groups = [group for group in by_configuration(runs) if any(run.figures for run in group)]
     configs = [group[0].config for group in groups]
-    names = [name for name in differing(configs) if name != "seed"]
     several = len({name for run in runs for name in run.figures}) > 1
     found = []
-    for group in groups:
-        said = ", ".join(_flag(name, group[0].config.get(name)) for name in names)
+    for group, names in zip(groups, set_apart(configs), strict=True):
+        flags = [_flag(name, group[0].config.get(name)) for name in names if name != "seed"]
+        said = ", ".join(flags) if len(flags) <= MAX_FLAGS else str(group[0].logdir)
         for figure in dict.fromkeys(name for run in group for name in run.figures):
             lines = [(run.logdir, run.figures[figure]) for run in group if figure in run.figures]
             part = figure.partition(".")[2].rpartition(".")[0] if several else ""

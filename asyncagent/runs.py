@@ -147,6 +147,19 @@ def differing(configs: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
+def set_apart(configs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """For each, what tells it from the others: the level, and its flags from its level's others.
+
+    Levels have presets of their own, whose every difference nobody wants to read.
+    """
+    level = ["level_name"] if "level_name" in differing(configs) else []
+    own = {
+        name: differing([config for config in configs if config["level_name"] == name])
+        for name in {config["level_name"] for config in configs}
+    }
+    return [level + own[config["level_name"]] for config in configs]
+
+
 def by_configuration(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs that differ in their seed alone are together, in the order given."""
     groups: dict[str, list[Run]] = {}

@@ -52,7 +52,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_run(logdir: Path, returns: list[float | None], begin: int = 0, **flags: Any) -> Path:
     """A run that reported such returns, 1000 frames and an hour apart."""
     logdir.mkdir(parents=True)
-    (logdir / "config.json").write_text(resolve("catch", logdir=str(logdir), **flags).to_json())
+    level_name = flags.pop("level_name", "catch")
+    (logdir / "config.json").write_text(resolve(level_name, logdir=str(logdir), **flags).to_json())
     lines = [
         line(1000 * index, 3600.0 * index, value) for index, value in enumerate(returns, begin)
     ]
@@ -385,6 +386,25 @@ def test_labels_are_what_differs(tmp_path: Path) -> None:
         "entropy_cost=0.5, learning_rate=0.001",
         "entropy_cost=0.01, learning_rate=0.25",
     ]
+
+
+def test_labels_of_several_levels(tmp_path: Path) -> None:
+    """What a level's preset brings is not said: the level, and what differs from its other runs."""
+    runs = [
+        read(write_run(tmp_path / "a", [1.0], level_name="atari_pong")),
+        read(write_run(tmp_path / "b", [1.0], entropy_cost=0.5)),
+        read(write_run(tmp_path / "c", [1.0])),
+    ]
+    labels = [curve.label for curve in curves(runs, "frames", "minmax", 0.0)]
+    assert labels == ["atari_pong", "catch, entropy_cost=0.5", "catch, entropy_cost=0.01"]
+
+
+def test_labels_are_short(tmp_path: Path) -> None:
+    """Where many flags differ, a curve is called by its folder."""
+    flags = {"entropy_cost": 0.5, "learning_rate": 0.25, "baseline_cost": 2.0, "discounting": 0.5}
+    runs = [read(write_run(tmp_path / "a", [1.0], **flags)), read(write_run(tmp_path / "b", [1.0]))]
+    labels = [curve.label for curve in curves(runs, "frames", "minmax", 0.0)]
+    assert labels == [str(tmp_path / "a"), str(tmp_path / "b")]
 
 
 def test_smoothing(tmp_path: Path) -> None:

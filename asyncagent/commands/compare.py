@@ -44,12 +44,12 @@ def main(arguments: Sequence[str]) -> int:
         CompareFlags, gathered(CompareFlags, arguments), prog="asyncagent compare",
         description=DESCRIPTION,
     )  # fmt: skip
-    from asyncagent.runs import differing, find_runs, read_run
+    from asyncagent.runs import find_runs, read_run, set_apart
 
     figures = ("frames_per_s", "policy_lag_mean")
     runs = [read_run(path, figures) for path in find_runs(flags.logdir)]
-    differences = differing([run.config for run in runs])
-    told = [describe(run, differences) for run in runs]
+    names = set_apart([run.config for run in runs])
+    told = [describe(run, differences) for run, differences in zip(runs, names, strict=True)]
     if flags.json:
         print(json.dumps({"runs": told}))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ _LABELS = {
     "entropy": "entropy of the policy (nats)",
 }
 _SPREADS = {"minmax": "band: smallest to largest", "stderr": "band: ± 1 standard error"}
+
+
+LABEL_WIDTH = 60
+"""Letters of a line of the legend."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def draw(lines: Sequence[Curve], runs: Sequence[Run], flags: PlotFlags) -> Any:
     if len(lines) > 1 or lines[0].num_runs > 1:
         legend = axes.legend(fontsize="small")
         for text in legend.get_texts():
-            text.set_text(_plain(text.get_text()))
+            text.set_text(_plain(textwrap.fill(text.get_text(), LABEL_WIDTH)))
     if frames and len(runs) == 1:
         (points, *_) = runs[0].figures.values()
         _add_minutes(axes, points, unit)
