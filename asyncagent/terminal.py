@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import sys
@@ -24,7 +25,9 @@ MAX_REPORTS = 60
 """So many reports' rates and returns are kept, for the panel's curves."""
 MAX_WARNINGS = 2
 MAX_PENDING = 8
-"""Where the terminal takes nothing (Ctrl-S, a pager), what exceeds so many is never printed."""
+"""Where the terminal takes nothing (Ctrl-S, a pager), more reports than these are never printed."""
+MAX_MESSAGES = 1000
+"""Likewise of what is logged."""
 CLOSE_S = 2.0
 """Longest to wait, at the end, for what has not been printed yet."""
 
@@ -56,10 +59,32 @@ class _Last(logging.Handler):
         self.lines.append(f"{clock} {first}")
 
 
+class _Passing(logging.Handler):
+    """Leaves what another handler writes to stderr to the terminal's thread."""
+
+    def __init__(self, handler: logging.Handler, soon: Callable[[Callable[[], None]], None]):
+        super().__init__(handler.level)
+        self._handler = handler
+        self._soon = soon
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = copy.copy(record)
+        try:
+            now.msg, now.args = record.getMessage(), None  # of arguments that may change
+        except Exception:
+            self.handleError(record)
+            return
+        self._soon(lambda: self._write(now))
+
+    def _write(self, record: logging.LogRecord) -> None:
+        self._handler.handle(record)
+
+
 class Terminal:
     """A live panel where stdout is a terminal, plain lines elsewhere, nothing if ``quiet``.
 
-    A context manager.  Within it a thread prints: who has something to say never waits.
+    A context manager.  Within it a thread prints, also what is logged on stderr: who has something
+    to say never waits.
     """
 
     def __init__(
@@ -88,6 +113,7 @@ class Terminal:
         self._thread: NamedThread | None = None
 
     def __enter__(self) -> Terminal:
+        self._thread = NamedThread("terminal")
         if self._live is not None:
             self._end.enter_context(_unwatched(self._console))
             self._end.enter_context(self._live)
@@ -95,7 +121,7 @@ class Terminal:
             self._console.show_cursor(True)
             self._live.refresh()
             self._end.enter_context(_heard(self._warnings))
-        self._thread = NamedThread("terminal")
+        self._end.enter_context(_passed(lambda write: self._soon(write, MAX_MESSAGES)))
         return self
 
     def __exit__(
@@ -103,20 +129,20 @@ class Terminal:
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
         self.settle()
+        self._end.close()
         if self._thread is not None:
             self._thread.close()
-        self._end.close()
 
     def settle(self, timeout_s: float = CLOSE_S) -> None:
         """Wait until all is printed, or the terminal takes nothing for so long."""
-        if self._thread is not None and self._thread.num_pending:
+        if self._thread is not None:
             settled = threading.Event()
             self._thread.submit(settled.set)
             settled.wait(timeout_s)
 
     def say(self, message: str) -> None:
         """Print a message of its own line, above the panel."""
-        self._soon(lambda: self._console.print(message, soft_wrap=True))
+        self._draw(lambda: self._console.print(message, soft_wrap=True))
 
     def show(self, report: Report) -> None:
         """Show a report."""
@@ -126,16 +152,21 @@ class Terminal:
             report=report, rates=tuple(self._rates), returns=tuple(self._returns)
         )
         rate = smoothed(self._view.rates)
-        self._soon(self._live.refresh if self._live else lambda: self._print(report, rate))
+        self._draw(self._live.refresh if self._live else lambda: self._print(report, rate))
 
-    def _soon(self, draw: Callable[[], object]) -> None:
+    def _draw(self, draw: Callable[[], object]) -> None:
         def drawn() -> None:
             with _unwatched(self._console):
                 if not self._console.quiet:
                     draw()
 
-        if self._thread is not None and self._thread.num_pending < MAX_PENDING:
-            self._thread.submit(drawn)
+        self._soon(drawn, MAX_PENDING)
+
+    def _soon(self, call: Callable[[], None], most: int) -> None:
+        """On the thread, unless so many wait there."""
+        if self._thread is not None and self._thread.num_pending < most:
+            with contextlib.suppress(RuntimeError):  # another thread's last words, at the very end
+                self._thread.submit(call)
 
     def _print(self, report: Report, rate: float) -> None:
         total = self._view.total_frames
@@ -175,6 +206,23 @@ def _unwatched(console: _Console) -> Iterator[None]:
     except Exception:
         console.on_broken_pipe()
         _log.warning("no more is printed on stdout; the run goes on", exc_info=True)
+
+
+@contextlib.contextmanager
+def _passed(soon: Callable[[Callable[[], None]], None]) -> Iterator[None]:
+    """Within it, what is logged on stderr is written by ``soon``."""
+    handlers = logging.getLogger().handlers
+    passing: dict[logging.Handler, logging.Handler] = {
+        handler: _Passing(handler, soon)
+        for handler in handlers
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr
+    }
+    handlers[:] = [passing.get(handler, handler) for handler in handlers]
+    real = {passed: handler for handler, passed in passing.items()}
+    try:
+        yield
+    finally:
+        handlers[:] = [real.get(handler, handler) for handler in handlers]
 
 
 @contextlib.contextmanager

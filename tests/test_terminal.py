@@ -279,6 +279,7 @@ def test_live_panel_replaces_itself() -> None:
                     terminal.show(full()._replace(frames=frames))
                     terminal.settle(WATCHDOG_S)
                     logging.getLogger("x").warning("[bold]careful\nsecond line")
+                    terminal.settle(WATCHDOG_S)
                     print(f"printed [{frames}]")
                     print("and on stderr", file=sys.stderr)
                 terminal.say("stopping [now]")
@@ -425,6 +426,28 @@ def test_a_terminal_that_takes_nothing_holds_nobody_up(monkeypatch: pytest.Monke
             held.go.set()
             terminal.settle(WATCHDOG_S)
     assert 1 <= held.getvalue().count("250,000 frames") <= MAX_PENDING
+
+
+def test_who_logs_does_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages on stderr are written by the terminal's thread, in order, as they were when said."""
+    held = Held()
+    root = logging.getLogger()
+    with streams():
+        monkeypatch.setattr(sys, "stderr", held)
+        root.addHandler(logging.StreamHandler())
+        before = root.handlers[:]
+        changing = ["first"]
+        with Terminal("catch", 500_000, 0) as terminal:
+            logging.getLogger("x").warning("%s", changing)
+            assert held.asked.wait(WATCHDOG_S)
+            changing.append("later")
+            logging.getLogger("x").warning("second")
+            assert held.getvalue() == ""
+            held.go.set()
+            terminal.settle(WATCHDOG_S)
+            assert held.getvalue() == "['first']\nsecond\n"
+        assert root.handlers == before
+        root.removeHandler(root.handlers[-1])
 
 
 def test_a_panel_that_cannot_be_drawn_ends_no_run(
