@@ -401,8 +401,16 @@ def test_labels_of_several_levels(tmp_path: Path) -> None:
 
 def test_labels_are_short(tmp_path: Path) -> None:
     """Where many flags differ, a curve is called by its folder."""
-    flags: dict[str, Any] = {"entropy_cost": 0.5, "learning_rate": 0.25, "baseline_cost": 2.0, "discounting": 0.5}
-    runs = [read(write_run(tmp_path / "a", [1.0], **flags)), read(write_run(tmp_path / "b", [1.0]))]
+    flags: dict[str, Any] = {
+        "entropy_cost": 0.5,
+        "learning_rate": 0.25,
+        "baseline_cost": 2.0,
+        "discounting": 0.5,
+    }
+    runs = [
+        read(write_run(tmp_path / "a", [1.0], **flags)),
+        read(write_run(tmp_path / "b", [1.0])),
+    ]
     labels = [curve.label for curve in curves(runs, "frames", "minmax", 0.0)]
     assert labels == [str(tmp_path / "a"), str(tmp_path / "b")]
 
