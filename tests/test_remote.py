@@ -136,7 +136,7 @@ def test_slots_levels_and_environments_do_not_overlap() -> None:
             "num_actors": 12,
             "num_groups": 3,
         }
-        async with scene("a", "b", "c", **flags) as (_, _, one, two, three):
+        async with scene("a", "b", "c", **flags) as (_, bridge, one, two, three):
             groups = (await one.join()).groups + (await two.join(inference="learner")).groups
             assert [group.slot for group in groups] == list(range(3, 11))
             levels = ["catch", "memory", "cartpole"]
@@ -146,6 +146,8 @@ def test_slots_levels_and_environments_do_not_overlap() -> None:
             indices = [group.first_env_index + n for group in groups for n in range(2)]
             assert indices == list(range(12, 28))
             await one.say(Bye())
+            # What comes over another connection may overtake it.
+            await until(lambda: len(bridge._members.present) == 1)
             again = (await three.join(num_groups=8)).groups
             assert [group.slot for group in again] == [3, 4, 5, 6, 11, 12, 13, 14]
             assert min(group.first_env_index for group in again) == 28
