@@ -40,14 +40,15 @@ def mean_stages(parts: Iterable[tuple[float, Stages]]) -> Stages:
 
 
 def diagnose(
-    stages: Stages, config: Config, loop_lag_ms: float = math.nan, num_cores: float | None = None
+    stages: Stages, config: Config, loop_lag_ms: float = math.nan,
+    num_cores: float | None = None, num_hosts: int | None = None,
 ) -> Account:  # fmt: skip
     """What limits a run of ``config``, the figures that say so, and what to change.
 
-    ``num_cores``: the run's; None: this machine's.
+    ``num_cores``: the run's; None: this machine's. ``num_hosts``: that are there now, if known.
     """
     limit: Limit = limit_of(stages, loop_lag_ms, num_cores)
-    if not limit and lacks_hosts(stages, config):
+    if (not limit or num_hosts == 0) and lacks_hosts(stages, config, num_hosts):
         limit = "actor hosts"
     known = bool(busy(stages))
     sentence, tries, no_help = advise(limit, stages, config, num_cores) if known else ("", [], "")
@@ -67,7 +68,8 @@ class Doctor:
         self._learns = False
 
     def see(
-        self, time_s: float, frames_per_s: float, stages: Stages, loop_lag_ms: float
+        self, time_s: float, frames_per_s: float, stages: Stages, loop_lag_ms: float,
+        num_hosts: int | None = None,
     ) -> Verdict:  # fmt: skip
         """The verdict on the last ``WINDOW_S``, with the report of ``time_s``.
 
@@ -77,14 +79,15 @@ class Doctor:
         seconds, self._before_s = time_s - self._before_s, time_s
         if not self._learns:
             self._learns = frames_per_s > 0
-            waits = lacks_hosts(stages, self._config)
-            return diagnose(stages, self._config).verdict if waits else Verdict()
+            if not lacks_hosts(stages, self._config, num_hosts):
+                return Verdict()
+            return diagnose(stages, self._config, num_hosts=num_hosts).verdict
         self._parts.append((seconds, stages, loop_lag_ms))
         while sum(s for s, _, _ in self._parts) - self._parts[0][0] >= WINDOW_S:
             self._parts.popleft()
         shares = mean_stages((s, part) for s, part, _ in self._parts)
         lag_ms = mean_lag_ms((s, lag) for s, _, lag in self._parts)
-        return diagnose(shares, self._config, lag_ms).verdict
+        return diagnose(shares, self._config, lag_ms, num_hosts=num_hosts).verdict
 
 
 def mean_lag_ms(parts: Iterable[tuple[float, float]]) -> float:

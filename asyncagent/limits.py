@@ -78,10 +78,13 @@ def all_cores(stages: Stages) -> float:
     return min(1.0, stages.cores_busy + or_0(stages.cores_taken))
 
 
-def lacks_hosts(stages: Stages, config: Config) -> bool:
-    """Whether nobody acts, since only hosts would, and none is there."""
-    expected = bool(config.listen) and config.num_actors == 0
-    return expected and "environments" not in busy(stages) and bool(busy(stages))
+def lacks_hosts(stages: Stages, config: Config, num_hosts: int | None = None) -> bool:
+    """Whether nobody acts, since only hosts would, and none is there.
+
+    ``num_hosts``: there; None: as many as have shares, which a host that has just come has not.
+    """
+    expected = bool(config.listen) and config.num_actors == 0 and bool(busy(stages))
+    return expected and ("environments" not in busy(stages) if num_hosts is None else not num_hosts)
 
 
 def decoding_cpu(stages: Stages, num_cores: float | None = None) -> float:

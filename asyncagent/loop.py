@@ -419,7 +419,9 @@ class _Run:
         )
         self._batcher_before = batches
         stages, lag_ms = self.accounts.take(cpu, report.hosts.values())
-        verdict = self.doctor.see(report.time_s, report.frames_per_s, stages, lag_ms)
+        # At the end hosts are sent home.
+        hosts = None if self.stop.is_set() else len(report.hosts)
+        verdict = self.doctor.see(report.time_s, report.frames_per_s, stages, lag_ms, hosts)
         report = report._replace(stages=stages, loop_lag_ms=lag_ms, verdict=verdict)
         self.last_report = report
         self.terminal.show(report)

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -77,7 +78,10 @@ class _Passing(logging.Handler):
         self._soon(lambda: self._write(now))
 
     def _write(self, record: logging.LogRecord) -> None:
-        self._handler.handle(record)
+        try:
+            self._handler.handle(record)
+        except Exception:  # of an application's own handler: a message is not worth the run
+            self._handler.handleError(record)
 
 
 class Terminal:
@@ -109,19 +113,21 @@ class Terminal:
                 redirect_stderr=sys.stderr is not None and sys.stderr.isatty(),
                 vertical_overflow="crop",
             )
-        self._end = contextlib.ExitStack()
+        self._drawing, self._logging = contextlib.ExitStack(), contextlib.ExitStack()
         self._thread: NamedThread | None = None
+        self._room = threading.Semaphore(MAX_PENDING)
 
     def __enter__(self) -> Terminal:
         self._thread = NamedThread("terminal")
+        self._logging.callback(_set_streams, sys.stdout, sys.stderr)
         if self._live is not None:
-            self._end.enter_context(_unwatched(self._console))
-            self._end.enter_context(self._live)
+            self._drawing.enter_context(_unwatched(self._console))
+            self._drawing.enter_context(self._live)
             # A process that is killed could not show it again.
             self._console.show_cursor(True)
             self._live.refresh()
-            self._end.enter_context(_heard(self._warnings))
-        self._end.enter_context(_passed(lambda write: self._soon(write, MAX_MESSAGES)))
+            self._logging.enter_context(_heard(self._warnings))
+        self._logging.enter_context(_passed(self._write))
         return self
 
     def __exit__(
@@ -129,16 +135,20 @@ class Terminal:
         traceback: TracebackType | None,
     ) -> None:  # fmt: skip
         self.settle()
-        self._end.close()
-        if self._thread is not None:
-            self._thread.close()
+        assert self._thread is not None
+        with contextlib.suppress(RuntimeError):  # the thread has died
+            self._thread.submit(self._drawing.close)
+        self.settle()
+        self._logging.close()
+        self._thread.close()
 
-    def settle(self, timeout_s: float = CLOSE_S) -> None:
-        """Wait until all is printed, or the terminal takes nothing for so long."""
-        if self._thread is not None:
-            settled = threading.Event()
-            self._thread.submit(settled.set)
-            settled.wait(timeout_s)
+    def settle(self, timeout_s: float | None = None) -> None:
+        """Wait until all is printed, or the terminal takes nothing for so long; None: CLOSE_S."""
+        settled = threading.Event()
+        with contextlib.suppress(RuntimeError):
+            if self._thread is not None:
+                self._thread.submit(settled.set)
+                settled.wait(CLOSE_S if timeout_s is None else timeout_s)
 
     def say(self, message: str) -> None:
         """Print a message of its own line, above the panel."""
@@ -156,17 +166,18 @@ class Terminal:
 
     def _draw(self, draw: Callable[[], object]) -> None:
         def drawn() -> None:
+            self._room.release()
             with _unwatched(self._console):
                 if not self._console.quiet:
                     draw()
 
-        self._soon(drawn, MAX_PENDING)
+        if self._thread is not None and self._room.acquire(blocking=False):
+            self._thread.submit(drawn)
 
-    def _soon(self, call: Callable[[], None], most: int) -> None:
-        """On the thread, unless so many wait there."""
-        if self._thread is not None and self._thread.num_pending < most:
+    def _write(self, write: Callable[[], None]) -> None:
+        if self._thread is not None and self._thread.num_pending < MAX_MESSAGES:
             with contextlib.suppress(RuntimeError):  # another thread's last words, at the very end
-                self._thread.submit(call)
+                self._thread.submit(write)
 
     def _print(self, report: Report, rate: float) -> None:
         total = self._view.total_frames
@@ -191,8 +202,16 @@ class Terminal:
 
 def _is_live(console: Console) -> bool:
     """Whether lines can be drawn anew there; rich calls a pipe a terminal where it is told to."""
-    is_tty = console.file.isatty() and console.is_terminal
-    return is_tty and console.is_interactive and not console.is_dumb_terminal
+    is_tty = console.is_terminal and console.is_interactive and not console.is_dumb_terminal
+    try:
+        return is_tty and console.file.isatty()
+    except (AttributeError, ValueError):  # a program's own stdout, or one that is closed
+        return False
+
+
+def _set_streams(stdout: TextIO, stderr: TextIO) -> None:
+    """What the panel puts in their place may never be taken away by itself."""
+    sys.stdout, sys.stderr = stdout, stderr
 
 
 @contextlib.contextmanager

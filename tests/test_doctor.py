@@ -346,6 +346,12 @@ def test_hosts_that_are_not_there(listen: str, connect: str) -> None:
     assert Doctor(config).see(5.0, 0.0, ALONE, 1.0) == account.verdict
     assert Doctor(config).see(5.0, 0.0, FAR, 1.0) == Verdict()
     assert diagnose(FAR._replace(hosts_wait=0.3), config).verdict.limit == ""
+    # One that has just come has said nothing of itself yet; all that were there may have gone.
+    assert Doctor(config).see(5.0, 0.0, ALONE, 1.0, 1) == Verdict()
+    doctor = Doctor(config)
+    doctor.see(5.0, 9.0, FAR, 1.0, 1)
+    assert doctor.see(10.0, 9.0, FAR, 1.0, 1).limit != "actor hosts"
+    assert doctor.see(15.0, 0.0, ALONE, 1.0, 0).limit == "actor hosts"
     assert diagnose(ALONE, CONFIG).verdict.limit == ""
 
 

@@ -450,6 +450,81 @@ def test_who_logs_does_not_wait_either(monkeypatch: pytest.MonkeyPatch) -> None:
         root.removeHandler(root.handlers[-1])
 
 
+def test_a_terminal_that_takes_nothing_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live panel whose terminal is held: the end comes, and everything is as it was before."""
+    monkeypatch.setattr(terminal_module, "CLOSE_S", 0.05)
+    held = Held()
+    held.go.set()
+    held.terminal = True
+    root = logging.getLogger()
+    with streams() as tty:
+        monkeypatch.setattr(sys, "stdout", held)
+        handler = logging.StreamHandler()
+        root.addHandler(handler)
+        before = root.handlers[:]
+        with Terminal("catch", 500_000, 0) as terminal:
+            terminal.settle(WATCHDOG_S)
+            held.asked.clear()
+            held.go.clear()
+            terminal.show(full())
+            assert held.asked.wait(WATCHDOG_S)
+        assert (sys.stdout, sys.stderr) == (held, tty)
+        assert root.handlers == before and handler.stream is tty
+        root.removeHandler(handler)
+        held.go.set()
+
+
+class Strange(logging.StreamHandler[Any]):
+    """An application's own, that fails."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        raise ValueError("a handler's own fault")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing."""
+
+
+def test_a_handler_that_fails_hides_no_error() -> None:
+    """What the run raises comes out, and the handlers are as before."""
+    root = logging.getLogger()
+    with streams():
+        root.addHandler(Strange())
+        before = root.handlers[:]
+        with (
+            pytest.raises(ZeroDivisionError),
+            Terminal("catch", 500_000, 0) as terminal,
+        ):
+            logging.getLogger("x").warning("careful")
+            terminal.settle(WATCHDOG_S)
+            logging.getLogger("x").warning("careful")
+            raise ZeroDivisionError
+        assert root.handlers == before
+        root.removeHandler(before[-1])
+
+
+@pytest.mark.parametrize("stdout", ["tee", "closed"])
+def test_a_stdout_of_another_kind(monkeypatch: pytest.MonkeyPatch, stdout: str) -> None:
+    """A program may have put anything there that takes text, or nothing more."""
+
+    class Tee:
+        written = ""
+
+        def write(self, text: str) -> None:
+            self.written += text
+
+        def flush(self) -> None:
+            """Nothing."""
+
+    closed = io.StringIO()
+    closed.close()
+    tee = Tee()
+    with streams():
+        monkeypatch.setattr(sys, "stdout", {"tee": tee, "closed": closed}[stdout])
+        with Terminal("catch", 500_000, 0) as terminal:
+            terminal.show(full())
+    assert stdout == "closed" or "250,000 frames" in tee.written
+
+
 def test_a_panel_that_cannot_be_drawn_ends_no_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

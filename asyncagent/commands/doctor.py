@@ -183,11 +183,11 @@ def _as_json(
 def _show(account: Account, lines: list[Line], lag_ms: float, title: str, age_s: float) -> None:
     from rich.console import Console
 
-    from asyncagent.panel import in_ascii
+    from asyncagent.panel import in_ascii, printable
 
     console = Console(highlight=False, markup=False, emoji=False)
     with console.capture() as shown:
-        _print(console, account, lines, lag_ms, title, age_s)
+        _print(console, account, lines, lag_ms, printable(title), age_s)
     text = shown.get()
     print(text if console.encoding.startswith("utf") else in_ascii(text), end="")
 
@@ -197,6 +197,8 @@ def _print(
 ) -> None:  # fmt: skip
     from rich.table import Table
     from rich.text import Text
+
+    from asyncagent.panel import printable
 
     seconds = sum(line.seconds for line in lines)
     speed = sum(line.seconds * line.frames_per_s for line in lines) / (seconds or math.nan)
@@ -216,7 +218,7 @@ def _print(
     for name, (steps, waits) in list(lines[-1].hosts.items())[:20]:
         if math.isfinite(steps + waits):
             told = f"steps {100 * steps:.0f}%, waits {100 * waits:.0f}%"
-            table.add_row("host", Text(name), "", told)
+            table.add_row("host", Text(printable(name)), "", told)
     console.print(table)
     console.print()
     console.print(account.verdict.advice or "too little is known yet: ask again in a minute")

@@ -23,7 +23,7 @@ from asyncagent.envs import check_level
 from asyncagent.errors import ConfigError
 from asyncagent.files import parse_json
 
-TUNED_FOR = ("level_name", "net", "use_lstm")
+TUNED_FOR = ("level_name", "preset", "net", "use_lstm", "batch_size")
 """What tune's file says it was made for."""
 
 F = TypeVar("F", bound=Config)
@@ -116,5 +116,5 @@ def read_tuned(path: Path, base: Config) -> tuple[Config, dict[str, Any]]:
             f"tuned={str(path)!r} must have an object 'flags' with some of {', '.join(TUNED_FLAGS)}"
         )
     whole = dataclasses.asdict(base) | flags
-    made_for = {name: found[name] for name in TUNED_FOR if isinstance(found.get(name), str | bool)}
+    made_for = {name: found[name] for name in TUNED_FOR if isinstance(found.get(name), str | int)}
     return Config.from_json(json.dumps(whole), path), made_for
