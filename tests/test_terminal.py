@@ -472,6 +472,8 @@ def test_a_terminal_that_takes_nothing_at_the_end(monkeypatch: pytest.MonkeyPatc
         assert root.handlers == before and handler.stream is tty
         root.removeHandler(handler)
         held.go.set()
+        assert terminal._thread is not None
+        assert terminal._thread.join(WATCHDOG_S)  # what it has left behind ends, too
 
 
 class Strange(logging.StreamHandler[Any]):

@@ -204,6 +204,10 @@ def test_what_was_found_for_another_level_or_net_is_told(
     assert train.configure(["--level_name=cartpole", "--use_lstm", *common]).env_threads == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert "was made for level_name='catch', use_lstm=False, this is level_name='cartpole'" in line
+    path.write_text(json.dumps(found | {"preset": "paper", "batch_size": 16}))
+    train.configure(["--level_name=catch", "--batch_size=8", *common])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was made for batch_size=16, this is batch_size=8" in line
 
 
 @pytest.mark.parametrize(
