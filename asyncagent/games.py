@@ -25,7 +25,13 @@ from asyncagent.video import Camera
 TICKS = 8
 """Of a stall's time: a program that was suspended comes back to one late tick."""
 
+MAKING_S = 5.0
+"""Longest that an end waits for a group that is just being made; then it is closed behind it."""
+
 R = TypeVar("R")
+
+_closing: set[asyncio.Future[None]] = set()
+"""The event loop alone would forget them."""
 
 
 class Job(NamedTuple):
@@ -130,9 +136,20 @@ async def _made(job: Job, make: Callable[[Job], EnvGroup], builder: NamedThread)
     try:
         return await asyncio.shield(making)
     except asyncio.CancelledError:
-        # The thread goes on making it: left to nobody, its processes would outlive this test.
-        await (await making).close()
+        # The thread goes on making it: left to nobody, its processes would outlive these games.
+        await asyncio.wait({making}, timeout=MAKING_S)
+        if making.done():
+            await making.result().close()
+        else:
+            making.add_done_callback(_close_soon)
         raise
+
+
+def _close_soon(making: asyncio.Future[EnvGroup]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        closing = asyncio.ensure_future(making.result().close())
+        _closing.add(closing)
+        closing.add_done_callback(_closing.discard)
 
 
 class _Film:

@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import asyncagent.games as games_module
 from asyncagent.envs.base import EnvGroup
 from asyncagent.errors import ActorLost, Stalled
 from asyncagent.games import Job, Played, plan, play, play_group, shares
 from asyncagent.structs import EnvStep, Episode, IntArray
 from tests.fakes import CounterGroup, CountingPolicy
 from tests.virtual_clock import VirtualClockLoop
+
+WATCHDOG_S = 60.0
 
 
 async def ignore(row: EnvStep) -> None:
@@ -216,6 +219,35 @@ def test_group_made_too_late_is_closed() -> None:
 
     asyncio.run(main())
     assert tape == ["open", "close"]
+
+
+def test_group_that_takes_long_to_make_holds_no_end_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The games end while it is being made; when it is there at last, it is closed."""
+    monkeypatch.setattr(games_module, "MAKING_S", 0.01)
+    tape: list[str] = []
+    release = threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        begun = asyncio.Event()
+
+        def make(job: Job) -> EnvGroup:
+            loop.call_soon_threadsafe(begun.set)
+            assert release.wait(WATCHDOG_S)
+            return Counted(job, tape)
+
+        task = asyncio.create_task(play_all([Job("level", 0, (1,))], make, 1))
+        async with asyncio.timeout(WATCHDOG_S):
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert tape == []
+            release.set()
+            while tape != ["open", "close"]:
+                await asyncio.sleep(0.001)
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("stuck", ["reset", "step", "inference"])
