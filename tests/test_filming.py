@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
 import sys
@@ -324,9 +325,11 @@ def test_the_end_is_saved_before_a_film_has_ended(
         try:
             await asyncio.Event().wait()
         finally:
-            while not checkpoint_paths(tmp_path):
-                await asyncio.sleep(0.001)
-            saved = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(10):  # less than what the run's end may take
+                    while not checkpoint_paths(tmp_path):
+                        await asyncio.sleep(0.001)
+                    saved = True
 
     monkeypatch.setattr(Filming, "run", slow)
     train(loop_config(tmp_path))
